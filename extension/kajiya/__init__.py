@@ -1,0 +1,32 @@
+"""What a notebook, a terminal and a job import: types, profiles, client, environment, runner, CLI."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kajiya.client import Client as Client
+    from kajiya.client import Job as Job
+    from kajiya.sdk import capacity as capacity
+    from kajiya.sdk import job as job
+    from kajiya.sdk import jobs as jobs
+    from kajiya.sdk import submit as submit
+
+# Loaded on first use: a job's process imports `kajiya` and must not pay for an HTTP client it never calls.
+_LAZY = {
+    "Client": "kajiya.client",
+    "Job": "kajiya.client",
+    "submit": "kajiya.sdk",
+    "job": "kajiya.sdk",
+    "jobs": "kajiya.sdk",
+    "capacity": "kajiya.sdk",
+}
+
+__all__ = ["Client", "Job", "__version__", "capacity", "job", "jobs", "submit"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'kajiya' has no attribute {name!r}")

@@ -1,0 +1,252 @@
+"""The error tree: every refusal and failure a user can meet, each with a code, parameters, a status and a sentence.
+
+The sentence stands in `kajiya/messages` under the error's code, in each language, and says what happened and what to do.
+Over HTTP an error is `{"error": {"code", "message", "params"}}` with the leaf's `status`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from kajiya.messages import message
+
+
+class KajiyaError(Exception):
+    """The root: one sentence, a stable code, the parameters of the sentence, and an HTTP status."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+
+    def __init__(self, **params: Any) -> None:
+        self.params: dict[str, Any] = params
+        super().__init__(message(self.code, params, "en"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.params))
+
+    def sentence(self, language: str | None = None) -> str:
+        """What happened and what to do, in the given or the preferred language."""
+        return message(self.code, self.params, language)
+
+    def body(self, language: str | None = None) -> dict[str, Any]:
+        """The one error body over HTTP."""
+        return {"error": {"code": self.code, "message": self.sentence(language), "params": self.params}}
+
+
+def _rebuild(cls: type[KajiyaError], params: dict[str, Any]) -> KajiyaError:
+    return cls(**params)
+
+
+# --- who may do what
+class AccessError(KajiyaError):
+    """Who you are, or what you may do."""
+
+    code, status = "access", 403
+
+
+class NotAuthenticated(AccessError):
+    code, status = "access.not_authenticated", 401
+
+
+class NotAllowed(AccessError):
+    code, status = "access.not_allowed", 403
+
+
+class AttemptSuperseded(AccessError):
+    code, status = "access.attempt_superseded", 409
+
+
+# --- there is no such thing (also said of what belongs to others, so that nothing leaks)
+class NotFound(KajiyaError):
+    """Nothing of that name is yours to see."""
+
+    code, status = "not_found", 404
+
+
+class JobNotFound(NotFound):
+    code = "job.not_found"
+
+
+class ResultNotFound(NotFound):
+    code = "result.not_found"
+
+
+class AttemptNotFound(NotFound):
+    code = "attempt.not_found"
+
+
+# --- what you sent can't be used
+class InvalidInput(KajiyaError):
+    """What was sent can't be used as it is."""
+
+    code, status = "invalid", 422
+
+
+class InvalidRequest(InvalidInput):
+    code = "invalid.request"
+
+
+class InvalidName(InvalidInput):
+    code = "invalid.name"
+
+
+class InvalidPath(InvalidInput):
+    code = "invalid.path"
+
+
+class NotebookInvalid(InvalidInput):
+    code = "notebook.invalid"
+
+
+class NotebookUnreadable(InvalidInput):
+    code = "notebook.unreadable"
+
+
+class NotebookTooLarge(InvalidInput):
+    code, status = "notebook.too_large", 413
+
+
+class UploadTooLarge(InvalidInput):
+    code, status = "upload.too_large", 413
+
+
+class NoParametersCell(InvalidInput):
+    code = "parameters.no_cell"
+
+
+class UnknownParameter(InvalidInput):
+    code = "parameters.unknown"
+
+
+class ParameterType(InvalidInput):
+    code = "parameters.type"
+
+
+class UnknownProfile(InvalidInput):
+    code = "profile.unknown"
+
+
+class UnknownOption(InvalidInput):
+    code = "profile.unknown_option"
+
+
+class UnknownChoice(InvalidInput):
+    code = "profile.unknown_choice"
+
+
+class TooLargeForMachine(InvalidInput):
+    code = "profile.too_large"
+
+
+class ProfileNotAllowed(AccessError):
+    code = "profile.not_allowed"
+
+
+class ProfileLimit(AccessError):
+    code = "profile.limit"
+
+
+class KernelUnknown(InvalidInput):
+    code = "kernel.unknown"
+
+
+# --- it can't be done now
+class Conflict(KajiyaError):
+    """It clashes with how things stand."""
+
+    code, status = "conflict", 409
+
+
+class IdempotencyConflict(Conflict):
+    code = "idempotency.conflict"
+
+
+class JobNotEnded(Conflict):
+    code = "job.not_ended"
+
+
+class JobEnded(Conflict):
+    code = "job.ended"
+
+
+class NotebookNotReady(Conflict):
+    code = "notebook.not_ready"
+
+
+class DataDirInUse(Conflict):
+    code = "data_dir.in_use"
+
+
+class NoCapacity(Conflict):
+    code = "capacity.none"
+
+
+class LimitReached(KajiyaError):
+    code, status = "limit.jobs", 429
+
+
+class TooManyRequests(KajiyaError):
+    code, status = "limit.requests", 429
+
+
+# --- the set-up is wrong, or something of ours can't be reached
+class SetupError(KajiyaError):
+    """The installation or its configuration needs mending."""
+
+    code, status = "setup", 500
+
+
+class ConfigInvalid(SetupError):
+    """A configuration file is wrong; parameters: file, line, key, expected."""
+
+    code = "config.invalid"
+
+
+class DataDirUnusable(SetupError):
+    code = "data_dir.unusable"
+
+
+class DataDirOnNfs(SetupError):
+    code = "data_dir.nfs"
+
+
+class StoreNewer(SetupError):
+    code = "store.newer"
+
+
+class NotConfigured(SetupError):
+    code = "client.not_configured"
+
+
+class DiskFull(SetupError):
+    code, status = "disk.full", 507
+
+
+class Unreachable(KajiyaError):
+    code, status = "service.unreachable", 503
+
+
+class HubUnreachable(Unreachable):
+    code = "hub.unreachable"
+
+
+class UnexpectedAnswer(KajiyaError):
+    code, status = "service.unexpected", 502
+
+
+def leaves(root: type[KajiyaError] = KajiyaError) -> list[type[KajiyaError]]:
+    """Every class of the tree, the root first."""
+    out = [root]
+    for child in root.__subclasses__():
+        out += leaves(child)
+    return out
+
+
+def from_body(body: Mapping[str, Any], status: int) -> KajiyaError:
+    """The error that an HTTP answer carries, as the leaf it was; an unknown code gives `UnexpectedAnswer`."""
+    error = body.get("error") if isinstance(body.get("error"), Mapping) else None
+    if error is not None:
+        for leaf in leaves():
+            if leaf.code == error.get("code"):
+                params = error.get("params")
+                return leaf(**(params if isinstance(params, dict) else {}))
+    return UnexpectedAnswer(status=status)
