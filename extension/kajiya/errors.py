@@ -1,6 +1,6 @@
 """The error tree: every refusal and failure a user can meet, each with a code, parameters, a status and a sentence.
 
-The sentence stands in `kajiya/messages` under the error's code, in each language, and says what happened and what to do.
+The sentence stands in `kajiya/messages` under the error's code, in each language: what happened, and what to do.
 Over HTTP an error is `{"error": {"code", "message", "params"}}` with the leaf's `status`.
 """
 

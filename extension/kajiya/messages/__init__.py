@@ -7,10 +7,10 @@ Each language is a folder of TOML files, one file a place where the sentences ar
 import os
 import string
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 LANGUAGES = ("en", "ja")
 
@@ -26,7 +26,7 @@ class _Plain(string.Formatter):
 def sentences(language: str) -> Mapping[str, str]:
     """All templates of one language by code. Raises `ValueError` where two files define one code."""
     out: dict[str, str] = {}
-    for file in sorted(files(__package__).joinpath(language).iterdir(), key=lambda f: f.name):
+    for file in sorted(files("kajiya.messages").joinpath(language).iterdir(), key=lambda f: f.name):
         if not file.name.endswith(".toml"):
             continue
         for code, template in _flat(tomllib.loads(file.read_text("utf-8"))):
@@ -40,7 +40,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = []
     for key, value in table.items():
         code = f"{prefix}{key}"
-        out += _flat(value, f"{code}.") if isinstance(value, dict) else [(code, str(value))]
+        out += _flat(cast("dict[str, Any]", value), f"{code}.") if isinstance(value, dict) else [(code, str(value))]
     return out
 
 
@@ -60,7 +60,7 @@ def message(code: str, params: Mapping[str, Any] | None = None, language: str | 
 
 def _show(value: Any) -> str:
     if isinstance(value, (list, tuple, set)):
-        return ", ".join(_show(v) for v in value)
+        return ", ".join(_show(v) for v in cast("Iterable[object]", value))
     text = str(value)
     # A name of 10,000 characters or with newlines must not swamp the sentence it stands in.
     text = text.replace("\r", "⏎").replace("\n", "⏎")
