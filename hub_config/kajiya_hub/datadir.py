@@ -2,9 +2,9 @@
 
 import contextlib
 import ctypes
-import ctypes.util
 import fcntl
 import os
+import pwd
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +166,7 @@ class DataDir:
             return
         new = path.with_suffix(path.suffix + ".new")
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(fd, "w", encoding="ascii") as file:
+        with os.fdopen(fd, "w", encoding="ascii") as file:
             file.write(secrets.token_hex(32))
             file.flush()
             os.fsync(file.fileno())
@@ -236,8 +236,6 @@ def network_file_system(path: Path) -> str | None:
 
 
 def _who(uid: int | None = None) -> str:
-    import pwd
-
     uid = os.geteuid() if uid is None else uid
     try:
         return pwd.getpwuid(uid).pw_name

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kajiya.errors import ConfigInvalid, NotConfigured
+from kajiya import yamlfile
+from kajiya.environment.base import Base
+from kajiya.errors import NotConfigured
 from kajiya.machine.homes import Homes
 from kajiya.types import Ending, MiB
 from kajiya_hub.datadir import DataDir, default_path
@@ -117,6 +119,12 @@ class Settings(SiteSettings):
         return Homes(self.data.homes, self.accounts)
 
     @property
+    def environment_base(self) -> Base:
+        """What homes' environments are made from."""
+        data = self.data
+        return Base(data.base, data.cache / "uv", accounts=self.accounts, variables=self.site.variables())
+
+    @property
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
         return self.ip in ("127.0.0.1", "::1", "localhost") or self.ip.startswith("127.")
@@ -183,7 +191,7 @@ class Settings(SiteSettings):
         path = self.data.settings
         new = path.with_suffix(".new")
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(self.model_dump_json(indent=2))
             file.flush()
             os.fsync(file.fileno())
@@ -195,8 +203,6 @@ def read_site_settings(path: Path) -> dict[str, Any]:
     """What kajiya.yaml says, checked; nothing where there is none. Raises `ConfigInvalid`."""
     if not path.exists():
         return {}
-    from kajiya import yamlfile
-
     return yamlfile.load(path, SiteSettings).model_dump(exclude_unset=True)
 
 
@@ -206,7 +212,3 @@ def earlier_ports(path: Path) -> Ports | None:
         return Ports.model_validate(json.loads(path.read_bytes())["ports"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-__all__ = ["ConfigInvalid", "Ports", "Retention", "Settings", "Site", "SiteSettings", "Uploads", "earlier_ports",
-           "read_site_settings"]  # fmt: skip

@@ -141,8 +141,8 @@ def _ensure_account(name: str, home: Path) -> None:
     except KeyError:
         _run(["groupadd", "--system", "--force", ACCOUNTS_GROUP])
     # A group of its own for each account, so that a file's group never opens it to another user.
-    _run(["useradd", "--no-create-home", "--user-group", "--groups", ACCOUNTS_GROUP]
-         + ["--home-dir", str(home), "--shell", "/bin/bash", name])  # fmt: skip
+    place = ["--home-dir", str(home), "--shell", "/bin/bash"]
+    _run(["useradd", "--no-create-home", "--user-group", "--groups", ACCOUNTS_GROUP, *place, name])
 
 
 def _run(argv: list[str]) -> None:
