@@ -121,6 +121,10 @@ class ParameterType(InvalidInput):
     code = "parameters.type"
 
 
+class ParameterMissing(InvalidInput):
+    code = "parameters.missing"
+
+
 class UnknownProfile(InvalidInput):
     code = "profile.unknown"
 
@@ -149,6 +153,20 @@ class KernelUnknown(InvalidInput):
     code = "kernel.unknown"
 
 
+class FilesMissing(InvalidInput):
+    """A file on this machine that can't be read, or a pattern that no file answers to."""
+
+    code = "files.missing"
+
+
+class FilesClash(InvalidInput):
+    code = "files.clash"
+
+
+class FilesChanged(InvalidInput):
+    code = "files.changed"
+
+
 # --- it can't be done now
 class Conflict(KajiyaError):
     """It clashes with how things stand."""
@@ -172,6 +190,12 @@ class NotebookNotReady(Conflict):
     code = "notebook.not_ready"
 
 
+class FileExists(Conflict):
+    """Something of that name lies where a download would go."""
+
+    code = "files.exists"
+
+
 class DataDirInUse(Conflict):
     code = "data_dir.in_use"
 
@@ -186,6 +210,28 @@ class LimitReached(KajiyaError):
 
 class TooManyRequests(KajiyaError):
     code, status = "limit.requests", 429
+
+
+# --- said by the client alone, of a job that it waited for
+class JobFailed(KajiyaError):
+    """A job that was waited for did not succeed; the parameter `reason` is the sentence that says why."""
+
+    code, status = "job.failed", 424
+
+    def sentence(self, language: str | None = None) -> str:
+        # Beside the template, not in it: a reason is never cut short.
+        return " ".join(filter(None, (super().sentence(language), str(self.params.get("reason") or ""))))
+
+    def __str__(self) -> str:
+        return self.sentence()
+
+
+class JobStopped(JobFailed):
+    code = "job.stopped"
+
+
+class WaitTimeout(KajiyaError):
+    code, status = "job.wait_timeout", 408
 
 
 # --- the set-up is wrong, or something of ours can't be reached
@@ -227,6 +273,10 @@ class Unreachable(KajiyaError):
 
 class HubUnreachable(Unreachable):
     code = "hub.unreachable"
+
+
+class DownloadDamaged(KajiyaError):
+    code, status = "download.damaged", 502
 
 
 class UnexpectedAnswer(KajiyaError):

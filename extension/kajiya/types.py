@@ -192,6 +192,23 @@ class JobAgain(Wire):
     priority: int | None = Field(default=None, ge=-10, le=10)
 
 
+ParameterKind = Literal["int", "float", "str", "bool", "list", "dict", "any"]
+
+
+class ParameterSpec(Wire):
+    """A parameter that a notebook declares in its parameters cell."""
+
+    name: str
+    type: ParameterKind = "any"
+    items: ParameterKind | None = Field(default=None, description="Type of a list's members, where it is declared.")
+    optional: bool = Field(default=False, description="Whether null may be given.")
+    choices: list[Any] | None = Field(default=None, description="The only values allowed, where they are declared.")
+    required: bool = Field(default=False, description="Declared without a default, so a value must be given.")
+    default: Any = Field(default=None, description="The default as JSON; null where it is no plain value.")
+    default_source: str = Field(default="", description="The default as it stands in the notebook.")
+    help: str = Field(default="", description="The comment behind the parameter.")
+
+
 class Environment(Wire):
     """What a job runs in."""
 

@@ -1,0 +1,5 @@
+"""The papermill engine."""
+
+
+class KajiyaEngine:
+    """Placeholder until the engine is drawn."""
