@@ -1,6 +1,6 @@
-"""The generated parts of docs/: `python -m kajiya_hub.reference [--check]` rewrites them, or says which are out of date.
+"""The generated parts of docs/: `python -m kajiya_hub.reference` makes them anew, `--check` says which are stale.
 
-A generated part stands in its page between `<!-- generated: NAME -->` and `<!-- end -->`; the rest of the page is written.
+A generated part stands in its page between `<!-- generated: NAME -->` and `<!-- end -->`; the rest is written by hand.
 """
 
 import json
