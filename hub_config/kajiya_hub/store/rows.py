@@ -51,7 +51,6 @@ class QueuedJob:
     not_before: float = 0.0
     stop_requested: bool = False
     stop_by: str = ""
-    retrying: Ending | None = None
 
 
 @dataclass(frozen=True)
