@@ -7,7 +7,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kajiya.client import Client as Client
-    from kajiya.client import Job as Job
+    from kajiya.errors import JobFailed as JobFailed
+    from kajiya.errors import KajiyaError as KajiyaError
+    from kajiya.handle import Job as Job
     from kajiya.sdk import capacity as capacity
     from kajiya.sdk import job as job
     from kajiya.sdk import jobs as jobs
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 # Loaded on first use: a job's process imports `kajiya` and must not pay for an HTTP client it never calls.
 _LAZY = {
     "Client": "kajiya.client",
-    "Job": "kajiya.client",
+    "Job": "kajiya.handle",
     "submit": "kajiya.sdk",
     "job": "kajiya.sdk",
     "jobs": "kajiya.sdk",

@@ -4,6 +4,7 @@ The sentence stands in `kajiya/messages` under the error's code, in each languag
 Over HTTP an error is `{"error": {"code", "message", "params"}}` with the leaf's `status`.
 """
 
+import traceback
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -26,6 +27,12 @@ class KajiyaError(Exception):
     def sentence(self, language: str | None = None) -> str:
         """What happened and what to do, in the given or the preferred language."""
         return message(self.code, self.params, language)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the sentence, not the inside of Kajiya; a fault of ours shows it all."""
+        if type(self) is KajiyaError:
+            return traceback.format_exception(self)
+        return [f"{type(self).__name__}: {self.sentence()}"]
 
     def body(self, language: str | None = None) -> dict[str, Any]:
         """The one error body over HTTP."""
