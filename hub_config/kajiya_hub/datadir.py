@@ -13,7 +13,7 @@ import platformdirs
 
 from kajiya.errors import DataDirInUse, DataDirOnNfs, DataDirUnusable
 
-SECRETS = ("proxy.token", "hub.cookie", "service.token", "mlflow.token")
+SECRETS = ("proxy.token", "hub.cookie", "service.token", "mlflow.token", "stack.token")
 
 # File systems on which SQLite's file leases are not to be relied on; numbers of statfs(2) f_type.
 NETWORK = {

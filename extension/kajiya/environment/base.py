@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -62,7 +62,7 @@ def interpreter() -> str:
 
 
 @contextmanager
-def mutex(path: Path) -> Iterator[None]:
+def mutex(path: Path) -> Generator[None]:
     """Waits until no other process is inside; ends with the process in any case."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -127,12 +127,15 @@ def _make(base: Base, lock: Path, environment: Path, progress: Progress) -> None
     for left in base.folder.glob(".new-env-*"):  # of a start that was killed; we hold the mutex
         shutil.rmtree(left, ignore_errors=True)
     new = base.folder / f".new-env-{os.getpid()}"
-    common = {"cache": base.cache, "variables": base.variables, "cwd": base.folder}
+
+    def call(*arguments: str) -> None:
+        uv.run(arguments, cache=base.cache, variables=base.variables, cwd=base.folder)
+
     try:
-        venv = ["venv", "--quiet", "--relocatable", "--no-project", "--python", base.python, "--prompt", "kajiya"]
-        uv.run([*venv, str(new)], **common)
-        sync = ["pip", "sync", "--quiet", "--compile-bytecode", "--python", str(new / "bin" / "python"), str(lock)]
-        uv.run(sync, **common)
+        place = ("--python", base.python, "--prompt", "kajiya", str(new))
+        call("venv", "--quiet", "--relocatable", "--no-project", *place)
+        python = str(new / "bin" / "python")
+        call("pip", "sync", "--quiet", "--compile-bytecode", "--python", python, str(lock))
         new.rename(environment)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)

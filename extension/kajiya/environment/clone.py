@@ -19,7 +19,7 @@ def clone(source: Path, target: Path, share: bool) -> None:
         for entry in entries:
             new = target / entry.name
             if entry.is_symlink():
-                new.symlink_to(os.readlink(entry.path))
+                new.symlink_to(Path(entry.path).readlink())
             elif entry.is_dir():
                 clone(Path(entry.path), new, share)
             elif not (share and _linked(entry.path, new)):

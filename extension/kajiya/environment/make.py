@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kajiya.environment import Progress, silent, uv
 from kajiya.environment.base import Base, Prepared, mutex, prepare
@@ -116,7 +116,9 @@ def read_mark(environment: Path) -> dict[str, str] | None:
         data = json.loads((environment / MARK).read_bytes())
     except (OSError, ValueError):
         return None
-    return data if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        return None
+    return {str(k): str(v) for k, v in cast("dict[Any, Any]", data).items()}
 
 
 def _write_mark(environment: Path, mark: dict[str, str]) -> None:
@@ -194,7 +196,15 @@ def _as_account(home: Home, base: Prepared, how: Base, progress: Progress) -> No
 def _worker() -> int:
     order = json.loads(sys.stdin.read())
     home = Home(order["home"]["user"], Path(order["home"]["path"]), order["home"]["uid"], order["home"]["gid"])
-    paths = {k: Path(v) if k in ("lock", "environment", "wheel") else v for k, v in order["prepared"].items()}
+    ready: dict[str, str] = order["prepared"]
+    prepared = Prepared(
+        lock=Path(ready["lock"]),
+        environment=Path(ready["environment"]),
+        wheel=Path(ready["wheel"]),
+        lock_digest=ready["lock_digest"],
+        wheel_digest=ready["wheel_digest"],
+        python=ready["python"],
+    )
     raw = order["base"]
     how = Base(Path(raw["folder"]), Path(raw["cache"]), accounts=raw["accounts"], variables=raw["variables"])
 
@@ -202,7 +212,7 @@ def _worker() -> int:
         print(reason.model_dump_json(), flush=True)
 
     try:
-        make(home, Prepared(**paths), how, tell)
+        make(home, prepared, how, tell)
     except KajiyaError as e:
         params = {k: str(v) for k, v in e.params.items()}
         print(json.dumps({"error": {"code": e.code, "params": params}}), flush=True)

@@ -39,9 +39,8 @@ def collect(dist: Distribution) -> dict[str, bytes]:
     out: dict[str, bytes] = {}
     for file in dist.files or []:
         path = PurePosixPath(str(file))
-        if path.parts[0] == info and (path.name in _KEPT_METADATA or "licenses" in path.parts):
-            out[str(path)] = Path(str(file.locate())).read_bytes()
-        elif path.parts[0] in _PACKAGES and _wanted(path):
+        metadata = path.parts[0] == info and (path.name in _KEPT_METADATA or "licenses" in path.parts)
+        if metadata or (path.parts[0] in _PACKAGES and _wanted(path)):
             out[str(path)] = Path(str(file.locate())).read_bytes()
         elif "jupyter_server_config.d" in path.parts:
             tail = PurePosixPath(*path.parts[path.parts.index("etc") :])
