@@ -61,8 +61,9 @@ class AttemptRef:
 class Observation:
     """How an attempt stands.
 
-    `starting` also means that `start` was cut short, and may be called again or the attempt stopped. `gone` means that it is certainly no more and left no exit record; `unreachable` that nothing can be said now, which
-    is never a failure. The last four fields hold only where `phase` is `ended`.
+    `starting` also means that `start` was cut short, and may be called again or the attempt stopped; `gone` that it is
+    certainly no more and left no exit record; `unreachable` that nothing can be said now, which is never a failure.
+    The last four fields hold only where `phase` is `ended`.
     """
 
     phase: Literal["starting", "running", "ended", "gone", "unreachable"]
