@@ -1,10 +1,13 @@
 """JupyterHub's configuration, from the settings of the running Kajiya: `configure(c)`."""
 
+import asyncio
 import os
+import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kajiya import profiles
-from kajiya.machine.capacity import machine_capacity
+from kajiya.environment import Progress
+from kajiya.environment.make import ensure
 from kajiya_hub.settings import Settings
 
 SERVICES = ("kajiya", "mlflow")
@@ -53,15 +56,12 @@ def _state(c: Any, settings: Settings) -> None:
     data = settings.data
     c.JupyterHub.db_url = f"sqlite:///{data.hub_db}"
     c.JupyterHub.cookie_secret_file = str(data.secrets / "hub.cookie")
-    c.JupyterHub.data_files_path = c.JupyterHub.data_files_path or _data_files()
     c.JupyterHub.upgrade_db = True
 
 
-def _data_files() -> str:
-    # Found from the package: the Hub's own guess walks up from its working folder.
-    from jupyterhub._data import DATA_FILES_PATH
-
-    return str(DATA_FILES_PATH)
+def _given(value: Any) -> list[Any]:
+    # What was not set before is a placeholder of traitlets, not a list.
+    return list(value) if isinstance(value, list) else []
 
 
 def _services(c: Any, settings: Settings) -> None:
@@ -111,7 +111,7 @@ def _people(c: Any, settings: Settings) -> None:
     from kajiya_spawner import look
 
     signin.configure(c, settings)
-    c.JupyterHub.template_paths = [look.template_path(), *list(c.JupyterHub.template_paths or [])]
+    c.JupyterHub.template_paths = [look.template_path(), *_given(c.JupyterHub.template_paths)]
 
 
 def _servers(c: Any, settings: Settings) -> None:
@@ -120,8 +120,8 @@ def _servers(c: Any, settings: Settings) -> None:
     from kajiya_spawner.look import template_vars
 
     c.JupyterHub.spawner_class = LocalSpawner
-    c.JupyterHub.extra_handlers = [*list(c.JupyterHub.extra_handlers or []), *hub_handlers()]
-    c.JupyterHub.template_vars = {**dict(c.JupyterHub.template_vars or {}), **template_vars()}
+    c.JupyterHub.extra_handlers = [*_given(c.JupyterHub.extra_handlers), *hub_handlers()]
+    c.JupyterHub.template_vars = template_vars()
     c.JupyterHub.allow_named_servers = True
     c.JupyterHub.named_server_limit_per_user = 10
     c.JupyterHub.concurrent_spawn_limit = max(4, 2 * (os.cpu_count() or 2))
