@@ -1,0 +1,42 @@
+"""Why a server can't start, as the Hub tells it: one sentence and status for form, API and progress page."""
+
+from typing import Any
+
+from jupyterhub.spawner import SpawnException
+
+from kajiya.errors import Conflict, KajiyaError
+
+
+class ServerFailed(KajiyaError):
+    """The server's process ended before it answered."""
+
+    code, status = "server.failed", 500
+
+
+class ServerSilent(KajiyaError):
+    """The server's process runs, and does not answer."""
+
+    code, status = "server.silent", 504
+
+
+class ServerMemory(KajiyaError):
+    """The server's process was ended because its memory was used up."""
+
+    code, status = "server.out_of_memory", 507
+
+
+class ServersLimit(Conflict):
+    """The user has as many servers as the site allows."""
+
+    code, status = "limit.servers", 429
+
+
+class Refused(SpawnException):
+    """A `KajiyaError` in the Hub's own terms; the Hub counts it as no fault of the Hub's."""
+
+    def __init__(self, error: KajiyaError, language: str) -> None:
+        sentence = error.sentence(language)
+        super().__init__(sentence, reason=error.code, log_message=str(error), status_code=error.status)
+        self.error = error
+        # What the Hub shows on its pages and in its event stream.
+        self.jupyterhub_message: Any = sentence
