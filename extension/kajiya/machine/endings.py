@@ -8,6 +8,7 @@ Params = dict[str, Any]
 
 # The runner's exit statuses (kajiya.runner): what each says where nothing else ended it.
 BY_STATUS = {0: "succeeded", 1: "notebook_error", 2: "could_not_start", 3: "kernel_died"}
+STOPPED_STATUS = 143  # a runner that got SIGTERM; where we did not send it, somebody else did
 
 
 class Verdict(NamedTuple):
@@ -50,6 +51,8 @@ def verdict(
         return said
     if code < 0:
         return Verdict("kernel_died", "process.signal", {"signal": name_of(-code)})
+    if kind == "attempt" and code == STOPPED_STATUS:
+        return Verdict("kernel_died", "process.signal", {"signal": "SIGTERM"})
     if code == 0:
         return Verdict("succeeded")
     if kind == "attempt" and code in BY_STATUS:

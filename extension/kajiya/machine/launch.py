@@ -99,8 +99,8 @@ def standing(run_dir: Path, kind: str, id: str) -> Standing:
         return Standing(None, None)
 
 
-def prevent(run_dir: Path, kind: str, id: str, ending: str, reason: dict[str, Any] | None = None) -> bool:
-    """Takes the lease of something that has not begun, so that it never will, and writes its exit record.
+def prevent(run_dir: Path, kind: str, id: str, ending: str | None = None) -> bool:
+    """Takes the lease of something that has not begun, so that it never will; with `ending` it has ended so.
 
     False if a supervisor was faster. Raises `OSError`.
     """
@@ -108,21 +108,19 @@ def prevent(run_dir: Path, kind: str, id: str, ending: str, reason: dict[str, An
     with records.opened(run_dir) as folder:
         if not records.create(folder, records.LEASE, who | {"tree": "", "pid": 0, "start_time": 0, "boot_id": ""}):
             return False
-        usage = {"cpu_seconds": 0, "memory_peak": 0, "wall_seconds": 0}
-        records.write(folder, records.EXIT, who | {"ending": ending, "reason": reason, "usage": usage})
+        if ending is not None:
+            usage = {"cpu_seconds": 0, "memory_peak": 0, "wall_seconds": 0}
+            records.write(folder, records.EXIT, who | {"ending": ending, "usage": usage})
         return True
 
 
-def ask_to_stop(run_dir: Path, kind: str, id: str, grace: float) -> None:
-    """Asks the supervisor of a run folder to end its tree; no error if there is none. Raises `OSError`."""
-    try:
-        with records.opened(run_dir) as folder:
-            records.write(folder, records.STOP, {"grace": grace})
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    who = standing(run_dir, kind, id).supervisor
-    if who is not None and who.pid > 0:
-        process.send(who, signal.SIGTERM)
+def ask_to_stop(run_dir: Path, supervisor: Identity | None, grace: float) -> None:
+    """Asks a supervisor to end its tree; no error if it is gone."""
+    # Where the disk is full the signal alone must do: it ends the tree too, but does not say that a person asked.
+    with contextlib.suppress(OSError), records.opened(run_dir) as folder:
+        records.write(folder, records.STOP, {"grace": grace})
+    if supervisor is not None and supervisor.pid > 0:
+        process.send(supervisor, signal.SIGTERM)
 
 
 def end_leftovers(found: Standing, deadline: float = 10.0) -> bool:

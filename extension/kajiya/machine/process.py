@@ -4,12 +4,14 @@ Facts are read from /proc (proc(5)); only the standard library is imported, beca
 """
 
 import contextlib
+import errno
 import os
 import signal
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 TREE_VARIABLE = "KAJIYA_TREE"
 """Every process of a tree carries this variable, so that it is found after its supervisor's death too."""
 
@@ -56,10 +58,15 @@ def read_stat(pid: int) -> Stat | None:
 
 
 def read_bytes(path: str, limit: int = 1 << 20) -> bytes:
-    """The content of a file of /proc or /sys; nothing where it can't be read, for processes vanish at any time."""
+    """The content of a file of /proc or /sys; nothing where there is none or it is not ours to read.
+
+    Processes vanish at any time. Raises `OSError` for all else: to be out of descriptors must not look like a death.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as e:
+        if e.errno in SCARCE:
+            raise
         return b""
     try:
         parts: list[bytes] = []

@@ -37,18 +37,23 @@ def opened(path: Path | str) -> Generator[int]:
 
 
 def read(folder: int, name: str, owner: int | None = None) -> Record | None:
-    """A record, or None if there is none, it is no JSON object, too large, no plain file, or not `owner`'s."""
+    """A record, or None if there is none, it is no JSON object, too large, no plain file, or not `owner`'s.
+
+    Raises `OSError` where nothing can be said.
+    """
     try:
         # Without O_NONBLOCK a named pipe in its place would hold the reader up for ever.
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return None
+    except OSError as e:
+        if e.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            return None
+        raise
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > LIMIT or owner not in (None, facts.st_uid):
             return None
         value = json.loads(os.read(fd, LIMIT))
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     finally:
         os.close(fd)

@@ -204,7 +204,9 @@ class Supervisor:
         """Whether to end now: by a `stop` file a person asked for it; by a bare SIGTERM the machine goes down."""
         if self.forced is not None:
             return False
-        stop = records.read(self.folder, records.STOP)
+        stop = None
+        with contextlib.suppress(OSError):
+            stop = records.read(self.folder, records.STOP)
         if stop is not None:
             grace = stop.get("grace")
             if isinstance(grace, (int, float)) and 0 <= grace <= 3600:
