@@ -24,9 +24,15 @@ class KajiyaError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.params))
 
+    said: str = ""
+    """The sentence as the service said it, where the error came from there."""
+
+    def __str__(self) -> str:
+        return self.said or super().__str__()
+
     def sentence(self, language: str | None = None) -> str:
         """What happened and what to do, in the given or the preferred language."""
-        return message(self.code, self.params, language)
+        return (self.said if language is None else "") or message(self.code, self.params, language)
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows: the sentence, not the inside of Kajiya; a fault of ours shows it all."""
@@ -90,6 +96,10 @@ class InvalidInput(KajiyaError):
 
 class InvalidRequest(InvalidInput):
     code = "invalid.request"
+
+
+class MethodNotAllowed(InvalidInput):
+    code, status = "invalid.method", 405
 
 
 class InvalidName(InvalidInput):
@@ -305,5 +315,8 @@ def from_body(body: Mapping[str, Any], status: int) -> KajiyaError:
         for leaf in leaves():
             if leaf.code == error.get("code"):
                 params = error.get("params")
-                return leaf(**(params if isinstance(params, dict) else {}))
+                found = leaf(**(params if isinstance(params, dict) else {}))
+                # The service knows more words than this client may, and speaks the reader's language.
+                found.said = str(error.get("message") or "")
+                return found
     return UnexpectedAnswer(status=status)

@@ -209,7 +209,7 @@ class Jobs(list[Job]):
 
 
 def _inside(path: str) -> Path:
-    """A kept file's path below a folder. Raises `InvalidPath` for one that would leave it, whatever the service said."""
+    """A kept file's path below a folder. Raises `InvalidPath` for one that would leave it."""
     out = Path(path)
     if out.is_absolute() or ".." in out.parts or not out.parts:
         raise InvalidPath(path=path)
