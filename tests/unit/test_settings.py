@@ -1,0 +1,203 @@
+"""Settings: kajiya.yaml, addresses, the file for the parts; and the data directory."""
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kajiya.errors import ConfigInvalid, DataDirInUse, DataDirOnNfs, DataDirUnusable, NotConfigured
+from kajiya_hub import datadir, ports
+from kajiya_hub.datadir import DataDir, holder, take_lease
+from kajiya_hub.processes import rotate
+from kajiya_hub.settings import Ports, Settings, earlier_ports, read_site_settings
+
+PORTS = Ports(hub=18081, proxy_api=18082, service=18083, mlflow=18084)
+
+
+def settings(root: Path, **given: Any) -> Settings:
+    return Settings(data_dir=root, ports=PORTS, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({}, "http://127.0.0.1:8000/"),
+        ({"port": 80}, "http://127.0.0.1/"),
+        ({"ip": "0.0.0.0"}, "http://127.0.0.1:8000/"),
+        ({"ip": "::1", "base_url": "/team/"}, "http://[::1]:8000/team/"),
+        ({"ip": "10.1.2.3", "ssl_key": "k", "ssl_cert": "c", "port": 443}, "https://10.1.2.3/"),
+        ({"public_host": "hub.example.org"}, "http://hub.example.org:8000/"),
+    ],
+)
+def test_the_address_people_open(tmp_path: Path, given: dict[str, Any], url: str) -> None:
+    assert settings(tmp_path, **given).public_url == url
+
+
+def test_inner_addresses_carry_the_base_url(tmp_path: Path) -> None:
+    s = settings(tmp_path, base_url="/team/")
+    assert s.service_url == "http://127.0.0.1:18083/team/services/kajiya"
+    assert s.mlflow_url == "http://127.0.0.1:18084/team/services/mlflow"
+    assert s.hub_api_url == "http://127.0.0.1:18081/team/hub/api"
+
+
+@pytest.mark.parametrize(
+    ("ip", "loopback"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.1", False)]
+)
+def test_loopback(tmp_path: Path, ip: str, loopback: bool) -> None:
+    assert settings(tmp_path, ip=ip).loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "expected"),
+    [
+        ("port: 8000\nprot: 9000\n", 2, "prot", "one of ip, port"),
+        ("ip: 127.0.0.1\nport: 70000\n", 2, "port", "less than or equal to 65535"),
+        ("retention:\n  days: 0\n", 2, "retention.days", "greater than or equal to 1"),
+        ("site:\n  index: http://x\n", 2, "site.index", "index_url"),
+        ("base_url: team\n", 1, "the file", "begin and end with one slash"),
+        ("ssl_key: k.pem\n", 1, "the file", "given together"),
+        ("port: [\n", 2, "the YAML", ""),
+        ("port: 1\nport: 2\n", 2, "port", "each key once"),
+    ],
+)
+def test_a_wrong_file_is_answered_with_line_key_and_expectation(
+    tmp_path: Path, text: str, line: int, key: str, expected: str
+) -> None:
+    path = tmp_path / "kajiya.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigInvalid) as e:
+        read_site_settings(path)
+    assert e.value.params["line"] == line
+    assert e.value.params["key"] == key
+    assert expected in e.value.params["expected"]
+    assert str(path) in e.value.sentence("en")
+
+
+def test_only_what_the_file_says_is_set(tmp_path: Path) -> None:
+    path = tmp_path / "kajiya.yaml"
+    assert read_site_settings(path) == {}
+    path.write_text("port: 9000\nretries: {preempted: 1}\n")
+    assert read_site_settings(path) == {"port": 9000, "retries": {"preempted": 1}}
+
+
+def test_settings_survive_the_file_and_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataDir(tmp_path / "データ ✓")
+    data.prepare()
+    s = settings(data.root, site={"proxy": "http://proxy:3128"}, retention={"days": None})
+    path = s.save()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    monkeypatch.setenv("KAJIYA_SETTINGS", str(path))
+    assert Settings.load() == s
+    assert earlier_ports(path) == PORTS
+    monkeypatch.setenv("KAJIYA_SETTINGS", str(tmp_path / "none"))
+    with pytest.raises(NotConfigured):
+        Settings.load()
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"ports": {"hub": 1}}', "not json", '{"ports": []}'])
+def test_a_damaged_settings_file_only_loses_the_ports(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text(text)
+    assert earlier_ports(path) is None
+
+
+# --- the data directory
+def test_folders_and_secrets_are_private(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "new" / "kajiya")
+    data.prepare()
+    for path in (data.root, data.secrets, data.run, data.hub, data.homes, data.service, data.logs):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700, path
+    secrets = {data.secret(name) for name in datadir.SECRETS}
+    assert len(secrets) == len(datadir.SECRETS)
+    assert all(len(s) == 64 for s in secrets)
+    assert all(stat.S_IMODE((data.secrets / n).stat().st_mode) == 0o600 for n in datadir.SECRETS)
+    data.prepare()
+    assert {data.secret(name) for name in datadir.SECRETS} == secrets
+
+
+def test_with_accounts_users_may_walk_to_what_is_theirs_only(tmp_path: Path) -> None:
+    data = DataDir(tmp_path)
+    data.prepare(accounts=True)
+    assert stat.S_IMODE(data.root.stat().st_mode) == 0o711
+    assert stat.S_IMODE(data.homes.stat().st_mode) == 0o711
+    assert stat.S_IMODE(data.secrets.stat().st_mode) == 0o700
+
+
+def test_the_lease_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:
+    import os
+
+    data = DataDir(tmp_path)
+    assert holder(data) is None
+    lease = take_lease(data)
+    assert holder(data) == os.getpid()
+    with pytest.raises(DataDirInUse) as e:
+        take_lease(data)
+    assert e.value.params["pid"] == str(os.getpid())
+    lease.release()
+    assert holder(data) is None
+    take_lease(data).release()
+
+
+def test_a_network_file_system_is_refused_and_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datadir, "file_system_type", lambda path: 0x6969)
+    data = DataDir(tmp_path / "new")
+    with pytest.raises(DataDirOnNfs) as e:
+        data.prepare()
+    assert "NFS" in e.value.sentence("en")
+    assert not data.root.exists()
+
+
+def test_this_file_system_is_read_as_local(tmp_path: Path) -> None:
+    assert datadir.file_system_type(tmp_path) != 0
+    assert datadir.network_file_system(tmp_path) is None
+
+
+def test_a_file_in_the_way_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    for root in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(DataDirUnusable):
+            DataDir(root).prepare()
+
+
+# --- ports and logs
+def test_ports_of_the_last_start_are_kept_where_free() -> None:
+    import socket
+
+    first = ports.pick_ports(None, set())
+    assert len(set(first.model_dump().values())) == 4
+    assert ports.pick_ports(first, set()) == first
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first.service))
+        taken.listen()
+        second = ports.pick_ports(first, {first.hub})
+    assert second.service != first.service
+    assert second.hub != first.hub
+    assert second.mlflow == first.mlflow
+
+
+def test_a_taken_port_names_the_option() -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ports.PortInUse) as e:
+            ports.check_address("127.0.0.1", taken.getsockname()[1])
+    assert "--port" in e.value.sentence("en")
+    assert "--port" in e.value.sentence("ja")
+    with pytest.raises(ports.AddressUnusable):
+        ports.check_address("192.0.2.1", 8000)
+
+
+def test_a_large_log_moves_aside_under_whoever_writes_it(tmp_path: Path) -> None:
+    log = tmp_path / "hub.log"
+    rotate(log)
+    with log.open("ab") as writer:
+        for round_ in range(6):
+            writer.write(b"%d" % round_ * 100)
+            writer.flush()
+            rotate(log, size=50, kept=3)
+        writer.write(b"end")
+    assert log.read_bytes() == b"end"
+    assert [p.read_bytes()[:1] for p in sorted(tmp_path.glob("hub.log.*"))] == [b"5", b"4", b"3"]
