@@ -280,9 +280,10 @@ def _ended(record: Mapping[str, Any]) -> Observation:
 
 
 def _spawned(state: State) -> Identity | None:
-    with contextlib.suppress(TypeError, ValueError):
-        pid, start_time, boot = state.get("spawned") or (None, None, None)
-        return Identity(int(pid), int(start_time), str(boot))
+    spawned = state.get("spawned")
+    if isinstance(spawned, (list, tuple)) and len(spawned) == 3:
+        with contextlib.suppress(TypeError, ValueError):
+            return Identity(int(spawned[0]), int(spawned[1]), str(spawned[2]))
     return None
 
 
@@ -337,20 +338,20 @@ def _put_file(source: Path, target: Path, link: bool) -> None:
 def _put_token(spec: AttemptSpec, home: HomeLike) -> None:
     """Writes the token, anew after a start cut short: the folder may be its owner's by then, so by descriptor."""
     with records.opened(spec.directory) as folder:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink("token", dir_fd=folder)
+        new = f".token.{os.urandom(6).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open("token", flags, 0o600, dir_fd=folder)
+        fd = os.open(new, flags, 0o600, dir_fd=folder)
         with os.fdopen(fd, "wb") as file:
             file.write(spec.token.encode())
             if home.uid is not None and home.gid is not None:
                 os.fchown(fd, home.uid, home.gid)
             file.flush()
             os.fsync(fd)
+        os.rename(new, "token", src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def _write(path: Path, data: bytes) -> None:
-    new = path.with_name(f".{path.name}.new")
+    new = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(data)
