@@ -198,7 +198,8 @@ class LocalBackend:
             _write(folder / "run.json", json.dumps(run).encode())
         if own:
             assert home.uid is not None
-            for path in (folder.parent, folder.parent.parent):
+            # The account must be able to walk to what is its own, and to see nothing on the way.
+            for path in list(folder.parents)[:3]:
                 path.chmod(0o711)
             spec.inputs.chmod(0o700) if spec.inputs.is_dir() else None
             _give(spec.checkpoint, home.uid, home.gid if home.gid is not None else home.uid)
