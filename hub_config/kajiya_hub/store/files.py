@@ -89,21 +89,13 @@ class JobFiles:
         return inbox
 
     # --- attempts
-    def prepare_attempt(self, job: str, number: int, run: dict[str, Any]) -> Path:
-        """Makes an attempt's folder anew with its input and `run.json`, durably. Raises `DiskFull`, `JobNotFound`."""
+    def prepare_attempt(self, job: str, number: int) -> Path:
+        """Makes room for an attempt that has yet to begin: what one of that number left is removed. Gives its folder,
+        which the backend makes. Raises `DiskFull`."""
         path = self.attempt(job, number)
         with disk_errors(path):
-            remove_tree(path)
-            (path / "input").mkdir(parents=True, mode=0o700)
-            (self.folder(job) / "checkpoint").mkdir(exist_ok=True, mode=0o700)
-            try:
-                _link(self.notebook(job), path / "input" / "notebook.ipynb")
-            except FileNotFoundError as e:
-                raise JobNotFound(job=job) from e
-            _link_tree(self.input(job) / "files", path / "input" / "files")
-            _write(path / "run.json", json.dumps(run).encode())
-            for folder in (path / "input", path, path.parent, path.parent.parent):
-                fsync_folder(folder)
+            self._remove(path)
+            path.parent.mkdir(exist_ok=True, parents=True, mode=0o711)
         return path
 
     def open_attempt(self, job: str, number: int, path: str) -> BinaryIO:

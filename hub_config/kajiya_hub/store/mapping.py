@@ -161,7 +161,7 @@ def new_row(new: NewJob, now: float) -> dict[str, Any]:
 
 QUEUED_COLUMNS = (
     *("id", "seq", "owner", "profile", "status", "cpu", "memory", "gpus", "gpu_kind", "priority"),
-    *("submitted_at", "not_before", "stop_requested_at", "stop_by"),
+    *("submitted_at", "not_before", "stop_requested_at", "stop_by", "attempt"),
 )
 
 
@@ -176,6 +176,7 @@ def queued_of(row: RowMapping) -> QueuedJob:
         not_before=row["not_before"],
         stop_requested=row["stop_requested_at"] is not None,
         stop_by=row["stop_by"],
+        attempt=row["attempt"],
     )
 
 

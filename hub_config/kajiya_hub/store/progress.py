@@ -57,7 +57,7 @@ class Progressing(Shared):
             .group_by(attempts.c.job, attempts.c.ending)
         )
         used: dict[str, dict[Ending, int]] = {}
-        for job, ending, count in c.execute(ended).tuples():
+        for job, ending, count in c.execute(ended):
             used.setdefault(job, {})[Ending(ending)] = count
         query = (
             select(jobs, attempts.c.state, attempts.c.began_at, attempts.c.started_at.label("attempt_started_at"))
@@ -177,6 +177,12 @@ class Progressing(Shared):
                     ended_at=now,
                 )
             )
+            if end.usage is not None:
+                # Too short to be seen running: it began when the attempt did.
+                began = select(attempts.c.began_at).where(*_is(id, number)).scalar_subquery()
+                unseen = (*_is(id, number), attempts.c.started_at.is_(None))
+                c.execute(update(attempts).where(*unseen).values(started_at=attempts.c.began_at))
+                c.execute(update(jobs).where(jobs.c.id == id, jobs.c.started_at.is_(None)).values(started_at=began))
             c.execute(update(tokens).where(tokens.c.job == id, tokens.c.attempt == number).values(valid=False))
             if end.results:
                 c.execute(insert(results), [{"job": id, **r.model_dump(), "attempt": number} for r in end.results])
@@ -250,7 +256,7 @@ class Progressing(Shared):
             if keep_per_owner is not None:
                 count = func.count()
                 many = select(jobs.c.owner, count).where(ended).group_by(jobs.c.owner).having(count > keep_per_owner)
-                for owner, number in c.execute(many).tuples().all():
+                for owner, number in c.execute(many).all():
                     extra = min(number - keep_per_owner, limit - len(ids))
                     if extra > 0:
                         found = select(jobs.c.id).where(jobs.c.owner == owner, ended).order_by(jobs.c.id).limit(extra)

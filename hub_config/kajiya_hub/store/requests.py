@@ -146,12 +146,12 @@ class Requests(Shared):
     def counts(self) -> Counts:
         """Numbers for metrics."""
         with self._database.read() as c:
-            by_status = c.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status)).tuples()
+            by_status = c.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
             endings = c.execute(
                 select(attempts.c.ending, func.count())
                 .where(attempts.c.ending.is_not(None))
                 .group_by(attempts.c.ending)
-            ).tuples()
+            )
             # The ids sort by time: the least is the oldest.
             oldest = c.scalar(
                 select(jobs.c.submitted_at).where(jobs.c.status == Status.queued).order_by(jobs.c.id).limit(1)

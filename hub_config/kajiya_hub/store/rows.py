@@ -40,7 +40,7 @@ class NewJob:
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A waiting job, with what the queue needs to decide on it. Times are UTC seconds."""
+    """A waiting job, with what the queue needs to decide on it. Times are UTC seconds; `attempt` is the last number."""
 
     id: str
     owner: str
@@ -51,6 +51,7 @@ class QueuedJob:
     not_before: float = 0.0
     stop_requested: bool = False
     stop_by: str = ""
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
