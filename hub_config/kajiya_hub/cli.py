@@ -12,7 +12,8 @@ from typing import Annotated, Any  # noqa: E402
 import typer  # noqa: E402
 
 from kajiya import __version__  # noqa: E402
-from kajiya.errors import ConfigInvalid, KajiyaError  # noqa: E402
+from kajiya.errors import ConfigInvalid, InvalidInput, InvalidName, KajiyaError  # noqa: E402
+from kajiya.messages import message  # noqa: E402
 from kajiya_hub.datadir import DataDir, default_path  # noqa: E402
 from kajiya_hub.settings import Settings, SiteSettings, read_site_settings  # noqa: E402
 
@@ -29,6 +30,24 @@ DataOption = Annotated[
     Path | None, typer.Option("--data-dir", help="Where everything lies.", envvar="KAJIYA_DATA_DIR", show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+class NoAccount(InvalidInput):
+    """Nobody of that name may sign in."""
+
+    code = "signin.cli_no_account"
+
+
+class AccountExists(InvalidInput):
+    """Somebody has the name already."""
+
+    code = "signin.cli_exists"
+
+
+class NoAdministrator(InvalidInput):
+    """Nobody has signed in yet, so nobody can invite."""
+
+    code = "signin.cli_nobody"
 
 
 def data_dir(given: Path | None, accounts: bool = False) -> DataDir:
@@ -68,35 +87,51 @@ def link(
     user: Annotated[str | None, typer.Argument(help="Whose; the first administrator's if left out.")] = None,
     data_dir_: DataOption = None,
 ) -> None:
-    """Print a sign-in link that works once."""
+    """Print a sign-in link that works once, within an hour."""
     from kajiya_hub import signin
 
-    print(signin.link(running(data_dir_), user))
+    known = running(data_dir_)
+    try:
+        print(signin.link(known, user))
+    except KeyError as e:
+        raise NoAccount(name=user) from e
 
 
 @app.command()
 def invite(
     user: Annotated[str | None, typer.Argument(help="The name to have; chosen at the sign-in if left out.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="Make the new user an administrator.")] = False,
+    group: Annotated[list[str] | None, typer.Option(help="A group of the Hub to join; may be given again.")] = None,
     data_dir_: DataOption = None,
 ) -> None:
-    """Print an invitation link for a new user."""
-    from kajiya_hub import signin
+    """Print a link by which a new user joins, within a week."""
+    from kajiya_hub.signin import names
+    from kajiya_hub.signin.accounts import INVITE, WEEK, Accounts
+    from kajiya_hub.signin.links import with_token
 
-    print(signin.invite(running(data_dir_), user, admin=admin))
+    known = running(data_dir_)
+    people = Accounts(known.data.signin_db)
+    name = names.normalise(user) if user is not None else None
+    if name is not None:
+        if code := names.problem(name):
+            raise InvalidName(name=user, problem=message(code, {"n": names.LONGEST}))
+        if people.user(name) is not None:
+            raise AccountExists(name=name)
+    first = next((account.name for account in people.users()), None)
+    if first is None:  # an invitation would make a user where no administrator is
+        raise NoAdministrator()
+    print(known.public_url + with_token(people.make_link(INVITE, name, group or [], first, WEEK)))
 
 
 @app.command()
 def users(data_dir_: DataOption = None, as_json: JsonOption = False) -> None:
-    """List who can sign in."""
-    from kajiya_hub import signin
+    """List who can sign in, the oldest account first."""
+    from kajiya_hub.signin import links
 
-    found = signin.users(running(data_dir_))
+    found = links.users(running(data_dir_).data.signin_db)
     if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=2, default=str))
-        return
-    for one in found:
-        print(one["name"] + ("  (administrator)" if one.get("admin") else ""))
+        print(json.dumps([{"name": name} for name in found], ensure_ascii=False, indent=2))
+    else:
+        print("".join(f"{name}\n" for name in found), end="")
 
 
 @app.command()

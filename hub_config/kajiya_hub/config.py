@@ -132,6 +132,10 @@ def _servers(c: Any, settings: Settings) -> None:
     c.Spawner.http_timeout = 60
     c.Spawner.default_url = "/lab"
     c.LocalSpawner.cmd = [sys.executable, "-P", "-c", SERVER]
+    # Language servers of the system are looked for at each start, and none is wanted.
+    c.Spawner.args = ["--LanguageServerManager.autodetect=False"]
+    if os.geteuid() == 0 and not settings.accounts:
+        c.Spawner.args += ["--allow-root"]  # the one account that everything runs as is root
     c.LocalSpawner.homes_dir = str(settings.data.homes)
     c.LocalSpawner.accounts = settings.accounts
     c.LocalSpawner.machine_dir = str(settings.data.machine)

@@ -32,6 +32,7 @@ class Child:
     started: float = 0
     failures: int = 0
     again_at: float = 0
+    said_before: int = 0
     ready: bool = False
     ready_check: Callable[[], bool] = field(default=lambda: True)
 
@@ -47,6 +48,7 @@ class Child:
             if self.nice:
                 os.nice(self.nice)
 
+        self.said_before = self.log.stat().st_size
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 list(self.argv),
@@ -100,9 +102,10 @@ class Child:
         return True
 
     def last_words(self) -> str:
-        """The last line of its log, for a sentence."""
+        """The last line that it wrote to its log since it was started, for a sentence."""
         with suppress(OSError), self.log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(self.said_before if self.said_before <= end else 0, end - 4000))
             lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
             if lines:
                 return lines[-1].strip()[:300]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
 
@@ -15,6 +16,7 @@ from helpers.wait import until
 from kajiya_hub.settings import Settings
 
 BIN = Path(sys.executable).parent
+PASSWORD = "correct horse battery"
 LINK = re.compile(r"https?://\S+")
 
 
@@ -150,26 +152,37 @@ class Stack:
             return False
 
     # --- as a user
-    def browser(self, link: str | None = None) -> httpx.Client:
-        """A client with the cookies of whoever the sign-in link is for."""
+    def browser(self, link: str | None = None, name: str = "admin") -> httpx.Client:
+        """A client with the cookies of whoever a sign-in link is for; it makes the account `name` if there is none."""
         client = httpx.Client(base_url=self.url, follow_redirects=True, timeout=60)
-        answer = client.get(link or self.run("link"))
-        assert answer.status_code < 400, answer.text
+        link = link or self.run("link")
+        page = client.get(link)
+        assert page.status_code == 200, page.text
+        form = {"token": parse_qs(urlsplit(link).query)["token"][0]}
+        if 'name="again"' in page.text:
+            form |= {"name": name, "password": PASSWORD, "again": PASSWORD}
+        answer = client.post("hub/sign-in", data=form, headers=self._xsrf(client), follow_redirects=False)
+        assert answer.status_code == 302, answer.text
         return client
+
+    def invite(self, name: str) -> httpx.Client:
+        """A new user, invited and signed in; the administrator is made first if there is none."""
+        if not self.run("users"):
+            self.browser().close()
+        return self.browser(self.run("invite", name), name)
 
     def token(self, user: str | None = None) -> str:
         """A new Hub token of a user, the first administrator if none is named."""
         with self.browser(self.run("link", user) if user else None) as client:
             me = client.get("hub/api/user", headers=self._xsrf(client)).json()
-            made = client.post(
-                f"hub/api/users/{me['name']}/tokens", headers=self._xsrf(client), json={"note": "made by a test"}
-            )
+            place = f"hub/api/users/{quote(me['name'], safe='')}/tokens"
+            made = client.post(place, headers=self._xsrf(client), json={"note": "made by a test"})
             assert made.status_code in (200, 201), made.text
             return str(made.json()["token"])
 
     @staticmethod
     def _xsrf(client: httpx.Client) -> dict[str, str]:
-        found = [cookie.value for cookie in client.cookies.jar if cookie.name == "_xsrf" and cookie.path == "/hub/"]
+        found = [cookie.value for cookie in client.cookies.jar if cookie.name == "_xsrf" and "hub/" in cookie.path]
         return {"X-XSRFToken": found[-1] or ""} if found else {}
 
     def api(self, token: str) -> httpx.Client:
