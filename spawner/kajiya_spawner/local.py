@@ -14,18 +14,20 @@ from traitlets import Any as AnyTrait
 from traitlets import Bool, Dict, Float, Unicode, default
 
 from kajiya.errors import KajiyaError, NoCapacity
-from kajiya.machine import records
+from kajiya.machine import process
 from kajiya.machine.homes import Home, Homes
+from kajiya.machine.launch import Standing
 from kajiya.machine.process import Identity
 from kajiya.profiles import Selection
 from kajiya.types import Reason
-from kajiya_spawner import picker, server
+from kajiya_spawner import picker
 from kajiya_spawner.look import Look, language_of
 from kajiya_spawner.machine import Machine
 from kajiya_spawner.picker import Choice
 from kajiya_spawner.progress import ProgressLog
 from kajiya_spawner.refusal import Refused, ServerFailed, ServerMemory, ServerSilent
 from kajiya_spawner.rules import Rules
+from kajiya_spawner.server import RunFolder, Server, answers, free_port, variables
 
 
 class LocalSpawner(Spawner):
@@ -117,9 +119,14 @@ class LocalSpawner(Spawner):
         return Homes(Path(self.homes_dir), self.accounts)
 
     @property
-    def folder(self) -> server.RunFolder:
+    def local(self) -> Server:
+        """The server on this machine, there or not."""
+        return Server(self.user.name, self.name, Path(self.servers_dir), Path(self.machine_dir))
+
+    @property
+    def folder(self) -> RunFolder:
         """Where this server's records and log lie."""
-        return server.RunFolder.of(Path(self.servers_dir), self.user.name, self.name)
+        return self.local.folder
 
     @property
     def look(self) -> Look:
@@ -198,6 +205,9 @@ class LocalSpawner(Spawner):
         who = state.get("supervisor")
         if isinstance(who, list | tuple) and len(who) == 3:
             self.identity = Identity(int(who[0]), int(who[1]), str(who[2]))
+        elif self.servers_dir:
+            # The Hub was killed before it could store whom it had started.
+            self.identity = self.local.found()
         if isinstance(state.get("choice"), dict):
             try:
                 self.choice = picker.choice_from_options(state["choice"])
@@ -206,6 +216,13 @@ class LocalSpawner(Spawner):
         if isinstance(state.get("ended"), dict):
             self.ended = Reason.model_validate(state["ended"])
         self.language = str(state.get("language", "en"))
+
+    async def get_url(self) -> str:
+        """Where the server is: by its own record, for the Hub may have been killed before it could store it."""
+        port = self.folder.read_port()
+        if port and self.server:
+            return f"http://127.0.0.1:{port}{self.server.base_url}"
+        return await super().get_url()
 
     def get_state(self) -> dict[str, Any]:
         """The supervisor's identity while a server runs; the last choice and the last ending beyond that."""
@@ -262,12 +279,10 @@ class LocalSpawner(Spawner):
         self.choice, self.ended = Choice(chosen.profile, chosen.options), None
         self.mem_limit, self.cpu_limit = chosen.resources.memory, chosen.resources.cpu
         log.say(60, look.say("progress.starting"))
-        await asyncio.to_thread(server.clear, Path(self.machine_dir))
         for last_try in (False, True):
-            self.port = server.free_port()
-            self.identity = await asyncio.to_thread(self._launch, home, chosen)
-            # Stored at once: a Hub that is killed while the server starts must still find it.
-            self.orm_spawner.state = self.get_state()
+            # What an interrupted start or a killed supervisor left is ended before its folder is used again.
+            await self.local.end(None, self.grace)
+            await self._launch(home, chosen)
             problem = await self._wait(log)
             if problem is None:
                 log.say(95, look.say("progress.answers"))
@@ -291,33 +306,34 @@ class LocalSpawner(Spawner):
         log.say(12, look.say("progress.environment"))
         await self.prepare(self.user.name, tell)
 
-    def _launch(self, home: Home, chosen: Selection) -> Identity | None:
-        folder = self.folder
-        folder.prepare(home)
-        env = server.variables(home, folder, chosen, self.get_env())
-        spec = server.specification(
-            home, folder, chosen, self.name, [*self.cmd, *self.get_args()], env, Path(self.machine_dir), self.grace
-        )
-        return server.launch(folder, spec)
+    async def _launch(self, home: Home, chosen: Selection) -> None:
+        local, self.port = self.local, free_port()
+        await asyncio.to_thread(local.folder.prepare, home)
+        await asyncio.to_thread(local.folder.write_port, self.port)
+        env = variables(home, local.folder, chosen, self.get_env())
+        self.identity = await local.start(home, chosen, [*self.cmd, *self.get_args()], env, self.grace)
 
     async def _wait(self, log: ProgressLog) -> KajiyaError | None:
         """Until the server listens: None, or why it never will."""
         said, until = False, 0.0
         while True:
-            if self.identity is None or not server.alive(self.identity):
-                return self._why()
-            if server.running(self.folder) is not None:
+            # Alive before the records: who is gone after the look has written its exit before.
+            alive = self.identity is not None and process.alive(self.identity)
+            standing = self.local.standing()
+            if not alive:
+                return self._why(standing)
+            if standing.started:
                 if not said:
                     said, until = True, time.monotonic() + self.answer_timeout
                     log.say(75, self.look.say("progress.waiting"))
-                if await server.answers(self.port):
+                if await answers(self.port):
                     return None
                 if time.monotonic() > until:
                     return ServerSilent(seconds=int(self.answer_timeout), log=str(self.folder.log))
             await asyncio.sleep(0.05)
 
-    def _why(self) -> KajiyaError:
-        record = self.folder.read(records.EXIT) or {}
+    def _why(self, standing: Standing) -> KajiyaError:
+        record = standing.exit or {}
         reason = record.get("reason") or {}
         if reason.get("code") == NoCapacity.code:
             return NoCapacity(**reason.get("params", {}))
@@ -326,9 +342,8 @@ class LocalSpawner(Spawner):
         return ServerFailed(problem=self.folder.tail() or self.look.say("progress.no_log"), log=str(self.folder.log))
 
     async def _abandon(self) -> None:
-        if self.identity is not None:
-            await asyncio.shield(server.end(self.identity, Path(self.machine_dir), self.grace))
-            self.identity = None
+        who, self.identity = self.identity, None
+        await asyncio.shield(self.local.end(who, self.grace))
 
     def get_env(self) -> dict[str, str]:
         """The Hub's variables, and by which a server reaches Kajiya and MLflow as its user."""
@@ -346,12 +361,12 @@ class LocalSpawner(Spawner):
             return None
         if self.identity is None:
             return 0
-        if server.alive(self.identity):
+        if process.alive(self.identity):
             return None
-        record = self.folder.read(records.EXIT) or {}
+        record = self.local.standing().exit or {}
         if not self._stopping and self.ended is None:
             self.ended = self._ending(record)
-            await asyncio.to_thread(server.clear, Path(self.machine_dir))
+            await asyncio.to_thread(self.local.clear)
         status = record.get("exit_code")
         return status if isinstance(status, int) and status != 0 else 1
 
@@ -366,7 +381,7 @@ class LocalSpawner(Spawner):
         """Ends the server; no process of it is left when this returns."""
         self._stopping = True
         if self.identity is not None:
-            await server.end(self.identity, Path(self.machine_dir), 0 if now else self.grace)
+            await self.local.end(self.identity, 0 if now else self.grace)
 
     async def progress(self) -> AsyncGenerator[dict[str, Any], None]:
         """The sentences of the present start."""

@@ -44,6 +44,10 @@ class Look:
     def version(self) -> str:
         return static_version()
 
+    def speaking(self, language: str) -> "Look":
+        """The same in another language."""
+        return Look(language)
+
     def say(self, code: str, **params: Any) -> str:
         """The sentence of a code."""
         return message(code, params, self.language)

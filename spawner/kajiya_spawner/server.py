@@ -2,30 +2,27 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from kajiya.machine import process, records
+from kajiya.machine import launch, process, records
 from kajiya.machine.allocations import Allocations
 from kajiya.machine.homes import Home
+from kajiya.machine.launch import Spec, Standing
 from kajiya.machine.process import Identity
 from kajiya.names import slug
 from kajiya.profiles import Selection
 
 DEFAULT_SERVER = "_"  # no named server may have this name
 LOG_LIMIT = 16 * 1024 * 1024
-# What the supervisor needs of the Hub's environment; nothing secret, for its child inherits nothing else by mistake.
-KEEP = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "KAJIYA_FAKE_GPUS", "LD_LIBRARY_PATH")
+KIND = "server"
+PORT = "port.json"
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,6 @@ class RunFolder:
         return self.path / records.NOTICES
 
     @property
-    def spec(self) -> Path:
-        return self.path / "spec.json"
-
-    @property
     def runtime(self) -> Path:
         """Jupyter's connection files, off the home, so that a full home still starts."""
         return self.path / "runtime"
@@ -66,7 +59,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         for folder in (self.path.parent.parent, self.path.parent):
             folder.chmod(0o711 if home.uid is not None else 0o700)
-        for name in (records.LEASE, records.EXIT, records.STOP, records.NOTICES, records.RESERVE):
+        for name in (records.LEASE, records.EXIT, records.STOP, records.NOTICES, records.RESERVE, PORT):
             (self.path / name).unlink(missing_ok=True)
         if self.log.exists():
             self.log.replace(self.path / "log.1.txt")
@@ -79,10 +72,16 @@ class RunFolder:
             os.chown(self.path, 0, home.gid)
             self.path.chmod(0o750)
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """A record of the supervisor's, or None."""
+    def write_port(self, port: int) -> None:
+        """Keeps the port, so that a Hub that was killed while the server started finds it. Raises `OSError`."""
+        with records.opened(self.path) as folder:
+            records.write(folder, PORT, {"port": port})
+
+    def read_port(self) -> int | None:
+        """The port of the server that stands here."""
         with contextlib.suppress(OSError), records.opened(self.path) as folder:
-            return records.read(folder, name)
+            port = (records.read(folder, PORT, os.geteuid()) or {}).get("port")
+            return port if isinstance(port, int) else None
         return None
 
     def tail(self, lines: int = 4, size: int = 8192) -> str:
@@ -125,92 +124,79 @@ def _account(uid: int) -> str:
     return pwd.getpwuid(uid).pw_name
 
 
-def specification(
-    home: Home,
-    folder: RunFolder,
-    selection: Selection,
-    server: str,
-    argv: list[str],
-    env: Mapping[str, str],
-    machine: Path,
-    grace: float,
-) -> dict[str, Any]:
-    """What the supervisor is told; see `kajiya.machine.supervisor`."""
-    return {
-        "kind": "server",
-        "id": f"{slug(home.user)}.{server or DEFAULT_SERVER}",
-        "owner": home.user,
-        "profile": selection.profile,
-        "argv": argv,
-        "cwd": str(home.path),
-        "env": dict(env),
-        "uid": home.uid,
-        "gid": home.gid,
-        "resources": selection.resources.model_dump(mode="json"),
-        "time_limit": None,
-        "grace": grace,
-        "machine_dir": str(machine),
-        "run_dir": str(folder.path),
-        "log": str(folder.log),
-        "log_limit": LOG_LIMIT,
-        "share_cpu": True,
-    }
+@dataclass(frozen=True)
+class Server:
+    """One server of one user: its run folder, its supervisor's kind and id, and the machine's allocations."""
 
+    user: str
+    name: str
+    servers: Path
+    machine: Path
 
-def launch(folder: RunFolder, spec: Mapping[str, Any]) -> Identity | None:
-    """Starts the supervisor in a session of its own, so that it outlives the Hub. Raises `OSError`."""
-    fd = os.open(folder.spec, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        json.dump(spec, file)
-    argv = [sys.executable, "-P", "-m", "kajiya.machine.supervisor", str(folder.spec)]
-    env = {name: os.environ[name] for name in KEEP if name in os.environ}
-    with (folder.path / "supervisor.txt").open("wb") as said:
-        started = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True, env=env, cwd="/"
+    @property
+    def id(self) -> str:
+        """Names the server among the holders of this machine."""
+        return f"{slug(self.user)}.{self.name or DEFAULT_SERVER}"
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where its records and log lie."""
+        return RunFolder.of(self.servers, self.user, self.name)
+
+    def standing(self) -> Standing:
+        """How it stands, by its supervisor's records."""
+        return launch.standing(self.folder.path, KIND, self.id)
+
+    def found(self) -> Identity | None:
+        """The supervisor that the records name, if it lives."""
+        standing = self.standing()
+        return standing.supervisor if standing.alive else None
+
+    async def start(
+        self, home: Home, chosen: Selection, argv: list[str], env: Mapping[str, str], grace: float
+    ) -> Identity:
+        """Starts the supervisor, which outlives the Hub. Raises `OSError`."""
+        spec = Spec(
+            kind=KIND,
+            id=self.id,
+            owner=self.user,
+            profile=chosen.profile,
+            argv=argv,
+            cwd=str(home.path),
+            env=dict(env),
+            resources=chosen.resources.model_dump(mode="json"),
+            machine_dir=str(self.machine),
+            run_dir=str(self.folder.path),
+            uid=home.uid,
+            gid=home.gid,
+            grace=grace,
+            log_limit=LOG_LIMIT,
+            share_cpu=True,
         )
-    CHILDREN[started.pid] = started
-    return process.identity(started.pid)
+        return await launch.launch(spec)
 
+    async def end(self, who: Identity | None, grace: float) -> None:
+        """Ends it through its supervisor; when this returns no process of it is left."""
+        folder = self.folder.path
+        with contextlib.suppress(OSError):
+            # A supervisor on its way finds the lease taken, and starts nothing.
+            await asyncio.to_thread(launch.prevent, folder, KIND, self.id, "stopped")
+        who = who or self.found()
+        if who is not None and process.alive(who):
+            await asyncio.to_thread(launch.ask_to_stop, folder, who, grace)
+            until = time.monotonic() + grace + 20
+            # No event to await: the supervisor is nobody's child.
+            while process.alive(who) and time.monotonic() < until:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            process.send(who, signal.SIGKILL)
+        await asyncio.to_thread(self.clear)
 
-CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
-"""Supervisors that this Hub started; kept to be reaped, else their zombies would pile up."""
-
-
-def reap() -> None:
-    """Collects the supervisors that have ended."""
-    for pid, child in list(CHILDREN.items()):
-        if child.poll() is not None:
-            del CHILDREN[pid]
-
-
-def alive(who: Identity) -> bool:
-    """Whether that supervisor still lives."""
-    reap()
-    return process.alive(who)
-
-
-def running(folder: RunFolder) -> int | None:
-    """The process id of the server itself, by its lease; None before it runs."""
-    lease = folder.read(records.LEASE) or {}
-    child = lease.get("child_pid")
-    return child if isinstance(child, int) else None
-
-
-async def end(who: Identity, machine: Path, grace: float) -> None:
-    """Ends a server through its supervisor; when this returns no process of it is left."""
-    process.send(who, signal.SIGTERM)
-    until = time.monotonic() + grace + 20
-    # No event to await: the supervisor may be the child of an earlier Hub.
-    while alive(who) and time.monotonic() < until:  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
-    if alive(who):
-        process.send(who, signal.SIGKILL)
-    await asyncio.to_thread(clear, machine)
-
-
-def clear(machine: Path) -> None:
-    """Ends what killed supervisors left behind and gives back what they held; nothing where all ended in order."""
-    Allocations(machine).live()
+    def clear(self) -> None:
+        """Ends what a killed supervisor left behind, and gives back what it held."""
+        standing = self.standing()
+        if standing.exit is None and not standing.alive:
+            launch.end_leftovers(standing)
+        Allocations(self.machine).live()
 
 
 def free_port() -> int:
