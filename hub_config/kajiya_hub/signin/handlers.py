@@ -109,7 +109,7 @@ class SignIn(Page):
             raise refusal(self, 410, "signin.link_gone") from None
 
     async def _page(self, link: Link, token: str, problem: str = "", name: str = "", status: int = 200) -> None:
-        values = {"link": link, "token": token, "problem": problem, "name": link.name or name}
+        values = {"link": link, "token": token, "problem": problem, "who": link.name or name}
         await self.show("signin/link.html", status, **values)
 
     async def _sign_in(self, link: Link, token: str) -> None:
