@@ -23,6 +23,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class _NotKept(Exception):
+    """The store could not keep what must not be forgotten."""
+
+
 class AttemptWork:
     """Starts and ends attempts for the loop; `wake` says that the loop has something to look at."""
 
@@ -78,7 +82,7 @@ class AttemptWork:
                 if tracked.token is None:
                     # The one that was given is known by its hash only; both are good until the attempt ends.
                     token = secrets.token_urlsafe(32)
-                    await self.do(self.store.add_token, job.id, job.attempt, hashed(token))
+                    await self._kept(self.store.add_token, job.id, job.attempt, hashed(token))
                     tracked.token = token
                 spec = AttemptSpec(
                     job=job.id,
@@ -96,7 +100,7 @@ class AttemptWork:
                 )
                 async for state in self.backend.start(spec, tracked.state or None):
                     tracked.state = state
-                    await self.do(self.store.save_state, job.id, job.attempt, state)
+                    await self._kept(self.store.save_state, job.id, job.attempt, state)
             tracked.well()
             tracked.started = True
             self._wake()
@@ -105,18 +109,29 @@ class AttemptWork:
         except Exception as e:
             log.exception("job %s, attempt %s: its start failed", *tracked.key)
             tracked.trouble(self.clock())
-            if tracked.troubles >= self.settings.start_tries:
-                await self.guard(tracked, self._not_started(tracked, e))
+            # Trouble of the store's passes or stops everything; one of the backend's may be for ever.
+            if tracked.troubles >= self.settings.start_tries and not isinstance(e, _NotKept):
+                await self.guard(tracked, self._give_up(tracked, e))
             else:
                 await self.tell_trouble(tracked, e)
         finally:
             tracked.starting = False
 
+    async def _kept(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Writes to the store, so that its trouble is not taken for the backend's word that nothing runs."""
+        try:
+            await self.do(work, *args, **kwargs)
+        except Exception as e:
+            raise _NotKept(str(e)) from e
+
+    async def _give_up(self, tracked: Tracked, error: Exception) -> None:
+        await self.backend.stop(tracked.ref(self.files), self.settings.grace)
+        await self._not_started(tracked, error)
+
     async def _not_started(self, tracked: Tracked, error: Exception) -> None:
         reason = Reason(code="ended.could_not_start", params={"problem": str(error)[:500] or type(error).__name__})
         if isinstance(error, KajiyaError):
             reason = Reason(code=error.code, params=error.params)
-        await self.backend.stop(tracked.ref(self.files), self.settings.grace)
         await self._finish(tracked, Observation("ended", Ending.could_not_start, reason=reason))
 
     # --- ending

@@ -153,13 +153,12 @@ class Progressing(Shared):
             if not self._under_way(c, id, number):
                 return
             if isinstance(then, Requeue) and then.free:
-                # It never got its place: its rows go, and its number is given again.
+                # It never got its place, so its rows go; but a number is never given twice, as a backend may know it.
                 c.execute(delete(attempts).where(*_is(id, number)))
                 self._change(
                     c,
                     id,
                     status=Status.queued,
-                    attempt=number - 1,
                     not_before=then.not_before,
                     reason=reason_row(end.reason),
                     progress={},

@@ -98,7 +98,7 @@ class AttemptEnd:
 
 @dataclass(frozen=True)
 class Requeue:
-    """The job is tried again, not before a time (UTC seconds); a `free` one counts as if it had never begun."""
+    """The job is tried again, not before a time (UTC seconds); a `free` one is forgotten but for its number."""
 
     not_before: float
     free: bool = False
