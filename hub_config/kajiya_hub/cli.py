@@ -12,7 +12,7 @@ from typing import Annotated, Any  # noqa: E402
 import typer  # noqa: E402
 
 from kajiya import __version__  # noqa: E402
-from kajiya.errors import ConfigInvalid, InvalidInput, InvalidName, KajiyaError  # noqa: E402
+from kajiya.errors import ConfigInvalid, InvalidInput, KajiyaError  # noqa: E402
 from kajiya.messages import message  # noqa: E402
 from kajiya_hub.datadir import DataDir, default_path  # noqa: E402
 from kajiya_hub.settings import Settings, SiteSettings, read_site_settings  # noqa: E402
@@ -42,6 +42,12 @@ class AccountExists(InvalidInput):
     """Somebody has the name already."""
 
     code = "signin.cli_exists"
+
+
+class NameUnfit(InvalidInput):
+    """The name can't be had."""
+
+    code = "signin.cli_name"
 
 
 class NoAdministrator(InvalidInput):
@@ -113,7 +119,7 @@ def invite(
     name = names.normalise(user) if user is not None else None
     if name is not None:
         if code := names.problem(name):
-            raise InvalidName(name=user, problem=message(code, {"n": names.LONGEST}))
+            raise NameUnfit(name=user, sentence=message(code, {"n": names.LONGEST}))
         if people.user(name) is not None:
             raise AccountExists(name=name)
     first = next((account.name for account in people.users()), None)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -153,7 +154,10 @@ class Stack:
 
     # --- as a user
     def browser(self, link: str | None = None, name: str = "admin") -> httpx.Client:
-        """A client with the cookies of whoever a sign-in link is for; it makes the account `name` if there is none."""
+        """A client with the cookies of whoever a sign-in link is for; it makes the account `name` if there is none.
+
+        Close it after use, with `contextlib.closing`: it has made requests already.
+        """
         client = httpx.Client(base_url=self.url, follow_redirects=True, timeout=60)
         link = link or self.run("link")
         page = client.get(link)
@@ -173,7 +177,7 @@ class Stack:
 
     def token(self, user: str | None = None) -> str:
         """A new Hub token of a user, the first administrator if none is named."""
-        with self.browser(self.run("link", user) if user else None) as client:
+        with closing(self.browser(self.run("link", user) if user else None)) as client:
             me = client.get("hub/api/user", headers=self._xsrf(client)).json()
             place = f"hub/api/users/{quote(me['name'], safe='')}/tokens"
             made = client.post(place, headers=self._xsrf(client), json={"note": "made by a test"})

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -80,7 +81,7 @@ def test_a_token_is_known_to_the_service_and_strangers_are_not(own: Stack) -> No
 
 
 def test_an_invited_user_with_a_japanese_name_signs_in_and_is_no_administrator(own: Stack) -> None:
-    with own.invite("山田花子") as client:
+    with closing(own.invite("山田花子")) as client:
         assert client.get("hub/home").status_code == 200
         assert client.get("hub/admin").status_code == 403
     assert own.run("users").splitlines()[-1] == "山田花子"
