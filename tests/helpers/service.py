@@ -3,16 +3,18 @@
 import asyncio
 import hashlib
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from helpers.notebooks import code, data, notebook
 from kajiya.errors import AttemptSuperseded, KajiyaError, NotAuthenticated
@@ -89,7 +91,8 @@ class Service:
     deps: Deps
     tokens: Tokens
     http: httpx.AsyncClient
-    woken: list[float] = field(default_factory=list)
+    woken: list[float]
+    app: FastAPI
 
     @property
     def store(self) -> Store:
@@ -136,11 +139,12 @@ class Service:
         return response.json()["id"]
 
     # --- what the loop does
-    def begin(self, job: str, token: str = "attempt-token") -> int:
+    def begin(self, job: str, token: str | None = None) -> int:
         """Begins an attempt, running."""
-        active = self.store.begin_attempt(job, token_hash(token))
+        active = self.store.begin_attempt(job, token_hash(token or secrets.token_hex()))
         assert active is not None
         self.files.prepare_attempt(job, active.attempt)
+        (self.files.attempt(job, active.attempt) / "work").mkdir(parents=True)
         self.store.set_status(job, active.attempt, Status.running)
         return active.attempt
 
@@ -211,7 +215,7 @@ async def service(root: Path, limits: Limits | None = None, **kwargs: Any) -> As
     app = create_app(deps)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        yield Service(deps, tokens, http, woken)
+        yield Service(deps, tokens, http, woken, app)
     deps.store.close()
 
 
@@ -219,10 +223,8 @@ async def service(root: Path, limits: Limits | None = None, **kwargs: Any) -> As
 async def served(root: Path, limits: Limits | None = None, **kwargs: Any) -> AsyncIterator[Service]:
     """The API on a real socket of the loopback interface, in this process."""
     deps, tokens, woken = make(root, limits, **kwargs)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(deps), port=0, log_config=None, access_log=False, timeout_graceful_shutdown=3)
-    )
-    server.install_signal_handlers = lambda: None  # type: ignore[method-assign]
+    app = create_app(deps)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=3))
     task = asyncio.create_task(server._serve())
     while not server.started:
         await asyncio.sleep(0.01)
@@ -231,9 +233,8 @@ async def served(root: Path, limits: Limits | None = None, **kwargs: Any) -> Asy
     port = server.servers[0].sockets[0].getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
         try:
-            yield Service(deps, tokens, http, woken)
+            yield Service(deps, tokens, http, woken, app)
         finally:
-            server.config.loaded_app  # noqa: B018
             server.should_exit = True
             await asyncio.wait_for(task, 15)
             deps.store.close()
