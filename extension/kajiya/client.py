@@ -171,6 +171,12 @@ class Client:
         params: dict[str, Any] = {"offset": offset} | ({} if attempt is None else {"attempt": attempt})
         return self._line.send("GET", f"api/jobs/{_id(id)}/log", make=lambda: {"params": params}).content
 
+    def log_size(self, id: str, attempt: int | None = None) -> int:
+        """How many bytes of log there are; an offset to read only what comes after."""
+        params: dict[str, Any] = {"offset": 2**62} | ({} if attempt is None else {"attempt": attempt})
+        answer = self._line.send("GET", f"api/jobs/{_id(id)}/log", make=lambda: {"params": params})
+        return int(answer.headers.get("X-Next-Offset", 0))
+
     def results(self, id: str) -> list[Result]:
         """The files that a job kept."""
         return self._line.items(Result, f"api/jobs/{_id(id)}/results")

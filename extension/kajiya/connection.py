@@ -149,8 +149,6 @@ class Connection:
         patience: float | None,
     ) -> Iterator[Event]:
         away = _Patience(patience)
-        # In the events of one job only `cell` has a place to go on from: a `job` event's id counts something else.
-        keep = "cell" if path != "api/events" else "job"
         while stop is None or not stop.is_set():
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
             try:
@@ -162,8 +160,7 @@ class Connection:
                         if stop is not None and stop.is_set():
                             return
                         away.over()
-                        if message.name == keep and message.id:
-                            last = message.id
+                        last = message.id or last
                         yield _event(message)
                         if message.name == "end":
                             return

@@ -227,7 +227,9 @@ class _Handler(BaseHTTPRequestHandler):
             case ["events"]:
                 self._stream(id)
             case ["log"]:
-                self._send(200, fake.logs.get(id, b"")[int(query.get("offset", ["0"])[0]) :])
+                content = fake.logs.get(id, b"")
+                headers = {"Content-Type": "text/plain", "X-Next-Offset": str(len(content))}
+                self._send(200, content[int(query.get("offset", ["0"])[0]) :], headers)
             case ["notebook"] | ["input"]:
                 if fake.jobs[id]["status"] == "queued":
                     raise errors.NotebookNotReady(job=id)
@@ -281,7 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
         while not fake.stopping:
             for record in list(fake.jobs.values()):
                 if record["id"] == (id or record["id"]) and sent.get(record["id"]) != record:
-                    self._event("job", record, "" if id else str(record.get("seq", 0)))
+                    self._event("job", record, f"1:{at}" if id else str(record.get("seq", 0)))
                     sent[record["id"]] = record
             if id is not None:
                 for line in fake.cells.get(id, [])[at:]:
@@ -290,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
                     if cut is not None and (cut := cut - 1) == 0:
                         return
                 if sent[id]["status"] in ("succeeded", "failed", "stopped"):
-                    return self._event("end", {}, "")
+                    return self._event("end", {}, f"1:{at}")
             with fake.changed:
                 fake.changed.wait(0.1)
             self.wfile.write(b": here\n\n")
