@@ -171,6 +171,7 @@ class MlflowServer:
 def _read(status: int, answer: Any) -> tuple[int, Any, dict[str, str]]:
     raw = answer.read()
     headers = {name.lower(): value for name, value in answer.headers.items()}
+    headers["set-cookie"] = "\n".join(answer.headers.get_all("Set-Cookie") or ())
     if headers.get("content-type", "").startswith("application/json"):
         return status, json.loads(raw), headers
     return status, raw, headers

@@ -75,10 +75,9 @@ _PLAIN = {
     "/v1/metrics": (Kind.refused, "metrics"),
     "/health": (Kind.open, ""),
     "/signup": (Kind.refused, "accounts"),
-    "/api/2.0mlflow/experiments/search-datasets": (
-        Kind.refused,
-        "unknown",
-    ),  # a slip of MLflow's; no client asks for it
+    # A slip of MLflow's, without a slash; no client asks for it.
+    "/api/2.0mlflow/experiments/search-datasets": (Kind.refused, "unknown"),
+    "/ajax-api/2.0mlflow/experiments/search-datasets": (Kind.refused, "unknown"),
 }
 _PLAIN_TREES = {
     "/static-files/": (Kind.open, ""),
