@@ -218,9 +218,11 @@ function render({ model, el }) {
   function tick() {
     const view = model.get("view");
     const stale = !view.final && Date.now() - heard > STALE_SECONDS * 1000;
-    card.dataset.status = stale ? "unknown" : view.status;
-    text(pill, stale ? "?" : view.word);
-    const running = view.final || stale ? 0 : Math.max(0, Date.now() / 1000 - view.at);
+    // Without news the last known status is not stated as if it still held.
+    const unknown = stale || (!view.final && Boolean(view.trouble));
+    card.dataset.status = unknown ? "unknown" : view.status;
+    text(pill, unknown ? `${view.word}?` : view.word);
+    const running = view.final || unknown ? 0 : Math.max(0, Date.now() / 1000 - view.at);
     text(time, clock(view.elapsed + (running < 86400 ? running : 0)));
     text(trouble, stale ? words.stale : view.trouble);
     trouble.hidden = !trouble.textContent;

@@ -156,8 +156,8 @@ class JobWidget(anywidget.AnyWidget):
         self.send({"download": describe.notebook_file(self._job.record)}, [data])
 
     def _keep(self, path: str) -> None:
-        saved = self._job.download(path, to=Path.cwd())
-        self._say(message("widget.saved", {"path": ", ".join(str(_near(p)) for p in saved)}, self._language))
+        saved = self._job.download(path)
+        self._say(message("widget.saved", {"path": ", ".join(str(p) for p in saved)}, self._language))
 
     def _show_log(self, wanted: bool) -> None:
         if not wanted:
@@ -202,7 +202,3 @@ def server_path(path: Path) -> str | None:
         return None
     whole = path.absolute()
     return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else None
-
-
-def _near(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
