@@ -6,8 +6,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import kajiya_spawner
 from kajiya.environment import Progress
 from kajiya.environment.make import ensure
+from kajiya_hub import signin
 from kajiya_hub.settings import Settings
 
 SERVICES = ("kajiya", "mlflow")
@@ -59,11 +61,6 @@ def _state(c: Any, settings: Settings) -> None:
     c.JupyterHub.upgrade_db = True
 
 
-def _given(value: Any) -> list[Any]:
-    # What was not set before is a placeholder of traitlets, not a list.
-    return list(value) if isinstance(value, list) else []
-
-
 def _services(c: Any, settings: Settings) -> None:
     c.JupyterHub.services = [
         {
@@ -107,21 +104,12 @@ def _services(c: Any, settings: Settings) -> None:
 
 
 def _people(c: Any, settings: Settings) -> None:
-    from kajiya_hub import signin
-    from kajiya_spawner import look
-
     signin.configure(c, settings)
-    c.JupyterHub.template_paths = [look.template_path(), *_given(c.JupyterHub.template_paths)]
+    kajiya_spawner.configure(c)
 
 
 def _servers(c: Any, settings: Settings) -> None:
-    from kajiya_spawner.handlers import hub_handlers
-    from kajiya_spawner.local import LocalSpawner
-    from kajiya_spawner.look import template_vars
-
-    c.JupyterHub.spawner_class = LocalSpawner
-    c.JupyterHub.extra_handlers = [*_given(c.JupyterHub.extra_handlers), *hub_handlers()]
-    c.JupyterHub.template_vars = template_vars()
+    c.JupyterHub.spawner_class = "kajiya_spawner.local.LocalSpawner"
     c.JupyterHub.allow_named_servers = True
     c.JupyterHub.named_server_limit_per_user = 10
     c.JupyterHub.concurrent_spawn_limit = max(4, 2 * (os.cpu_count() or 2))

@@ -43,7 +43,8 @@ class Stack:
         self.port = free_port()
         self.arguments = arguments
         self.command = command
-        self.env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | (env or {})
+        self.env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        self.env |= {"KAJIYA_LANG": "en"} | (env or {})
         self.log = data_dir.with_name(f"{data_dir.name}-up.log")
         self.process: subprocess.Popen[bytes] | None = None
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
