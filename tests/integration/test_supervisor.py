@@ -172,13 +172,13 @@ def test_a_killed_supervisor_takes_its_program_along_and_the_rest_is_found(tmp_p
 
 
 def test_a_fork_bomb_can_be_ended(tmp_path: Path) -> None:
-    # Each process forks as fast as it can; the bomb bounds itself at 300, so that a failing test hurts nobody.
+    # Each process forks as fast as it can; the bomb bounds itself at 60, so that a failing test hurts nobody.
     program = """
 import resource
 counter = here / 'count'
 counter.write_text('')
 def bomb():
-    while counter.stat().st_size < 300:
+    while counter.stat().st_size < 60:
         with counter.open('a') as f:
             f.write('x')
         if os.fork() == 0:
@@ -194,7 +194,7 @@ def bomb():
 bomb()
 """
     tree = Tree(tmp_path / "a", program).start()
-    until(lambda: (tree.folder / "count").exists() and (tree.folder / "count").stat().st_size >= 300, what="the bomb")
+    until(lambda: (tree.folder / "count").exists() and (tree.folder / "count").stat().st_size > 50, what="the bomb")
     tree.stop(grace=0.1)
     assert tree.exit(90)["ending"] == "stopped"
     assert tree.members() == []

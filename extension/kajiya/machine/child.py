@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36  # linux/prctl.h
 OOM_SCORE_ADJ = 300
 """So that on a machine without memory the kernel ends a job or a server before the service and the supervisors."""
 
@@ -34,6 +34,11 @@ def prctl(option: int, value: int) -> None:
     if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def set_name(name: str) -> None:
+    """The name of this process in /proc/PID/stat, at most 15 bytes; a program that it becomes has its own."""
+    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode("ascii"), 0, 0, 0)
 
 
 def account(uid: int | None, gid: int | None) -> Account | None:

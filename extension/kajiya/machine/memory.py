@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from kajiya.machine.process import descendants, describe, read_bytes
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+MEASURE_SECONDS = 0.25
 FASTEST_GROWTH = 4 * 1024**3
 """Bytes a second that a tree may be expected to grow at most; from it follows how soon to look again."""
 
@@ -73,6 +74,26 @@ def _swap() -> bool:
     return _swapping
 
 
+class Measuring:
+    """One round of exact measurements, on a thread of its own, largest first."""
+
+    def __init__(self, processes: list[Process]) -> None:
+        from threading import Thread
+
+        self._found: dict[int, int] = {}
+        self._thread = Thread(target=self._measure, args=(processes,), daemon=True)
+        self._thread.start()
+
+    def found(self, seconds: float) -> tuple[dict[int, int], bool]:
+        """Bytes by pid as far as they are known within so many seconds, and whether that is all."""
+        self._thread.join(seconds)
+        return dict(self._found), not self._thread.is_alive()
+
+    def _measure(self, processes: list[Process]) -> None:
+        for p in processes:
+            self._found[p.pid] = proportional(p.pid)
+
+
 class Polled:
     """Looks at all processes below one; forked workers that share their pages are not counted twice."""
 
@@ -80,6 +101,7 @@ class Polled:
         self.allowed = allowed
         self.peak = 0
         self.root = root or os.getpid()
+        self._measuring: Measuring | None = None
 
     def join(self) -> None:
         """Nothing to join."""
@@ -89,10 +111,24 @@ class Polled:
         processes = [Process(pid, resident(pid)) for pid in descendants([self.root])]
         used = sum(p.used for p in processes)
         if used > self.allowed:
-            processes = [Process(p.pid, proportional(p.pid)) for p in processes]
+            processes = self._measure(processes)
             used = sum(p.used for p in processes)
+            if used > self.allowed:
+                # Once more: where a process forks between two measurements, its pages were counted twice.
+                processes = self._measure(processes)
+                used = sum(p.used for p in processes)
         self.peak = max(self.peak, used)
         return Look(used, processes, used > self.allowed)
+
+    def _measure(self, processes: list[Process]) -> list[Process]:
+        # The exact figure of a busy process may take long to get, so it is got beside us. Who was not measured in time
+        # counts as nothing: rather too little than too much, and the next look goes on waiting for the same.
+        if self._measuring is None:
+            self._measuring = Measuring(sorted(processes, key=lambda p: p.used, reverse=True))
+        found, complete = self._measuring.found(MEASURE_SECONDS)
+        if complete:
+            self._measuring = None
+        return [Process(p.pid, min(p.used, found.get(p.pid, 0))) for p in processes]
 
     def close(self) -> None:
         """Nothing to undo."""

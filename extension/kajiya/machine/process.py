@@ -9,8 +9,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+T = TypeVar("T")
+
+SUPERVISOR_NAME = "kajiya-superv"  # at most 15 bytes (PR_SET_NAME of prctl(2))
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 TREE_VARIABLE = "KAJIYA_TREE"
 """Every process of a tree carries this variable, so that it is found after its supervisor's death too."""
@@ -138,11 +141,14 @@ def children(pid: int) -> list[int]:
     return out
 
 
-def descendants(roots: Iterable[int]) -> list[int]:
-    """All processes below these, the roots left out; complete below a subreaper, to which orphans fall."""
+def descendants(roots: Iterable[int], most: int = 8192) -> list[int]:
+    """All processes below these, the roots left out; complete below a subreaper, to which orphans fall.
+
+    `most` are looked at: who forks faster than we look would never let us finish.
+    """
     out: dict[int, None] = {}
     todo = list(roots)
-    while todo:
+    while todo and len(out) < most:
         for pid in children(todo.pop()):
             if pid not in out:
                 out[pid] = None
@@ -150,33 +156,77 @@ def descendants(roots: Iterable[int]) -> list[int]:
     return list(out)
 
 
-def members(tree: str, roots: Iterable[int] = (), sessions: Iterable[int] = ()) -> dict[int, Stat]:
+Known = set[tuple[int, int]]
+"""Processes by pid and start time."""
+
+
+def members(
+    tree: str, roots: Iterable[int] = (), sessions: Iterable[int] = (), strangers: Known | None = None
+) -> dict[int, Stat]:
     """The living processes of a tree: below a root, in one of its sessions, or carrying its mark; this one left out.
 
     A session that a member belongs to is the tree's as a whole, because every tree begins with a session of its own.
+    `strangers` remembers who does not carry the mark, from one call to the next.
     """
     everyone = stats()
     me = os.getpid()
     own = everyone[me].session if me in everyone else -1
-    roots = set(roots)
-    known_sessions = set(sessions) - {own, 0}
-    below: dict[int, list[int]] = {}
+    sessions_known = set(sessions) - {own, 0}
+    below: dict[int, list[Stat]] = {}
+    together: dict[int, list[Stat]] = {}
     for stat in everyone.values():
-        below.setdefault(stat.parent, []).append(stat.pid)
+        below.setdefault(stat.parent, []).append(stat)
+        together.setdefault(stat.session, []).append(stat)
     out: dict[int, Stat] = {}
-    todo = [pid for root in roots for pid in ([root] if root in everyone and root != me else below.get(root, []))]
-    todo += [s.pid for s in everyone.values() if s.session in known_sessions or carries(s.pid, tree)]
+
+    def add(todo: list[Stat]) -> None:
+        while todo:
+            stat = todo.pop()
+            if stat.pid in out or stat.pid == me:
+                continue
+            out[stat.pid] = stat
+            todo += below.get(stat.pid, [])
+            if stat.session not in (own, 0) and stat.session not in sessions_known:
+                sessions_known.add(stat.session)
+                todo += together[stat.session]
+
+    for session in list(sessions_known):
+        add(together.get(session, [])[:])
+    for root in roots:
+        add([everyone[root]] if root in everyone and root != me else below.get(root, [])[:])
+    # Last, and only of who was not found otherwise: to read an environment may have to wait for a busy process. What is
+    # below another supervisor is its.
+    strangers = set() if strangers is None else strangers
+    others = _below_other_supervisors(everyone, below, me)
+    for stat in everyone.values():
+        if stat.pid in others:
+            continue
+        if stat.pid not in out and (stat.pid, stat.start_time) not in strangers:
+            if carries(stat.pid, tree):
+                add([stat])
+            else:
+                strangers.add((stat.pid, stat.start_time))
+    return out
+
+
+def _below_other_supervisors(everyone: dict[int, Stat], below: dict[int, list[Stat]], me: int) -> set[int]:
+    out: set[int] = set()
+    todo = [
+        s.pid for s in everyone.values() if s.name == SUPERVISOR_NAME and s.pid != me and _is_of(s.pid, os.geteuid())
+    ]
     while todo:
         pid = todo.pop()
-        stat = everyone.get(pid)
-        if stat is None or pid in out or pid == me:
-            continue
-        out[pid] = stat
-        todo += below.get(pid, [])
-        if stat.session not in known_sessions and stat.session not in (own, 0):
-            known_sessions.add(stat.session)
-            todo += [s.pid for s in everyone.values() if s.session == stat.session]
+        if pid not in out:
+            out.add(pid)
+            todo += [s.pid for s in below.get(pid, [])]
     return out
+
+
+def _is_of(pid: int, uid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == uid  # noqa: PTH116
+    except OSError:
+        return False
 
 
 def end_tree(
@@ -193,8 +243,9 @@ def end_tree(
     sessions; `reap` is called between looks and collects zombies where this process is the subreaper.
     """
     roots, sessions = list(roots), set(sessions)
+    strangers: Known = set()
     if grace > 0:
-        found = members(tree, roots, sessions)
+        found = members(tree, roots, sessions, strangers)
         sessions |= _sessions(found)
         for stat in found.values():
             _kill(stat.pid, signal.SIGTERM)
@@ -202,21 +253,21 @@ def end_tree(
         while found and time.monotonic() < until:
             time.sleep(0.02)
             reap()
-            found = members(tree, roots, sessions)
+            found = members(tree, roots, sessions, strangers)
     until = time.monotonic() + deadline
     while True:
         reap()
-        found = members(tree, roots, sessions)
+        found = members(tree, roots, sessions, strangers)
         if not found or time.monotonic() > until:
             return list(found.values())
         sessions |= _sessions(found)
-        _freeze(tree, roots, sessions, found)
-        for stat in members(tree, roots, sessions).values():
+        _freeze(tree, roots, sessions, found, strangers)
+        for stat in members(tree, roots, sessions, strangers).values():
             _kill(stat.pid, signal.SIGKILL)
         time.sleep(0.01)
 
 
-def _freeze(tree: str, roots: list[int], sessions: set[int], found: dict[int, Stat]) -> None:
+def _freeze(tree: str, roots: list[int], sessions: set[int], found: dict[int, Stat], strangers: Known) -> None:
     # A tree that forks faster than it is killed is stopped first: a stopped process forks no more and keeps its slot,
     # so that the number of runners only falls. A signal to a group reaches all of it at once, also who is being born.
     stopped: set[int] = set()
@@ -231,7 +282,7 @@ def _freeze(tree: str, roots: list[int], sessions: set[int], found: dict[int, St
         for pid in fresh:
             _kill(pid, signal.SIGSTOP)
         stopped |= fresh.keys()
-        found = members(tree, roots, sessions)
+        found = members(tree, roots, sessions, strangers)
         sessions |= _sessions(found)
 
 
@@ -245,9 +296,21 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+def patiently(look: Callable[[], T], seconds: float, otherwise: T) -> T:
+    """What a look gives, or `otherwise` where it takes longer: some files of /proc wait for their process."""
+    from threading import Thread
+
+    found: list[T] = []
+    thread = Thread(target=lambda: found.append(look()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else otherwise
+
+
 def describe(pid: int) -> str:
     """A process as people know it: the program, and for Python its module or script; never its other arguments."""
-    argv = [part.decode("utf-8", "replace") for part in read_bytes(f"/proc/{pid}/cmdline", 65536).split(b"\0")]
+    raw = patiently(lambda: read_bytes(f"/proc/{pid}/cmdline", 65536), 0.5, b"")
+    argv = [part.decode("utf-8", "replace") for part in raw.split(b"\0")]
     program = argv[0].rpartition("/")[2] if argv and argv[0] else ""
     if not program:
         stat = read_stat(pid)

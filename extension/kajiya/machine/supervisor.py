@@ -385,6 +385,7 @@ def main(arguments: list[str]) -> NoReturn:
     os.umask(0o077)
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
     child.prctl(child.PR_SET_CHILD_SUBREAPER, 1)
+    child.set_name(process.SUPERVISOR_NAME)
     with records.opened(spec.run_dir) as folder:
         supervisor = Supervisor(spec, folder)
         for number in (signal.SIGTERM, signal.SIGINT):
