@@ -11,7 +11,7 @@ from kajiya.types import ACTIVE, Attempt, Ending, Environment, Job, Progress, Re
 from kajiya_hub.store.paths import printable
 from kajiya_hub.store.rows import ActiveJob, NewJob, QueuedJob
 
-SEARCH_LENGTH = 500
+SEARCH_LENGTH = 150  # characters of each name: PostgreSQL's index entries hold 2,704 bytes (BTMaxItemSize)
 FINAL_OF = {Ending.succeeded: Status.succeeded, Ending.stopped: Status.stopped}
 
 

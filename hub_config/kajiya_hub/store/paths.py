@@ -53,7 +53,7 @@ def _segment_matches(pattern: str, name: str) -> bool:
 def matches(pattern: str, path: str) -> bool:
     """Whether a file is wanted: `*.csv`, `plots/*.png`, `**/model.pkl`; a folder's name wants all that is in it."""
     parts, wanted = path.split("/"), [p for p in pattern.split("/") if p not in ("", ".")]
-    if not wanted:
+    if not wanted or ".." in wanted:
         return False
     # Positions in the pattern that the path read so far can stand at; so the cost is their product, never more.
     at = {0}
@@ -62,7 +62,9 @@ def matches(pattern: str, path: str) -> bool:
         step: set[int] = set()
         for i in at:
             if i == len(wanted):
-                step.add(i)
+                # Below a folder that is wanted by its name everything is.
+                if wanted[-1] != "**":
+                    step.add(i)
             elif wanted[i] == "**":
                 if not part.startswith("."):
                     step.add(i)

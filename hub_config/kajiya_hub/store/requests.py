@@ -106,9 +106,11 @@ class Requests(Shared):
         filters = {"o": owner, "s": chosen, "t": text, "p": profile, "a": since, "b": until, "d": order}
         start = [] if cursor is None else [_beyond(cursors.read(cursor, filters), order)]
         with self._database.read() as c:
-            total = self._count(c, *where, *([jobs.c.status.in_(chosen)] if chosen else []))
             ids = list(c.scalars(_page([*where, *start], chosen, order, limit + 1)))
             more, ids = len(ids) > limit, ids[:limit]
+            whole = cursor is None and not more
+            wanted = [*where, jobs.c.status.in_(chosen)] if chosen else where
+            total = len(ids) if whole else self._count(c, *wanted)
             found = c.execute(select(jobs).where(jobs.c.id.in_(ids))).mappings()
             items = sorted(self._jobs(c, found), key=lambda j: j.id, reverse=order == "newest")
         return Page(items=items, next=cursors.make(ids[-1], filters) if more else None, total=total)

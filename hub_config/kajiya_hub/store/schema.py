@@ -71,6 +71,9 @@ jobs = Table(
     Index(None, "seq", unique=True),
     Index(None, "owner", "seq"),
     Index(None, "owner", "id"),
+    # A text is looked for in these two alone, without a look at the rows.
+    Index(None, "owner", "id", "search"),
+    Index(None, "id", "search"),
     Index(None, "owner", "status", "id"),
     Index(None, "owner", "profile", "id"),
     Index(None, "status", "id"),

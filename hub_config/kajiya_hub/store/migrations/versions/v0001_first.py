@@ -56,6 +56,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     op.create_index(op.f("ix_jobs_owner_id"), "jobs", ["owner", "id"], unique=False)
+    op.create_index(op.f("ix_jobs_id_search"), "jobs", ["id", "search"], unique=False)
+    op.create_index(op.f("ix_jobs_owner_id_search"), "jobs", ["owner", "id", "search"], unique=False)
     op.create_index(op.f("ix_jobs_owner_idempotency_key"), "jobs", ["owner", "idempotency_key"], unique=True)
     op.create_index(op.f("ix_jobs_owner_profile_id"), "jobs", ["owner", "profile", "id"], unique=False)
     op.create_index(op.f("ix_jobs_owner_seq"), "jobs", ["owner", "seq"], unique=False)
