@@ -1,6 +1,7 @@
 """Servers as processes of this machine: each below a supervisor that outlives the Hub and is found again."""
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -25,9 +26,9 @@ from kajiya_spawner.look import Look, language_of
 from kajiya_spawner.machine import Machine
 from kajiya_spawner.picker import Choice
 from kajiya_spawner.progress import ProgressLog
-from kajiya_spawner.refusal import Refused, ServerFailed, ServerMemory, ServerSilent
+from kajiya_spawner.refusal import Refused, ServerFailed, ServerMemory, ServerSilent, ending, memory
 from kajiya_spawner.rules import Rules
-from kajiya_spawner.server import RunFolder, Server, answers, free_port, variables
+from kajiya_spawner.server import RunFolder, Server, answers, free_port, telling, variables
 
 
 class LocalSpawner(Spawner):
@@ -161,7 +162,7 @@ class LocalSpawner(Spawner):
             raise Refused(e, self.language) from e
         # The browser reaches the API below the Hub's public path, whatever address the Hub itself listens on.
         url = url_path_join(self.hub.base_url, "api/kajiya/capacity", self.user.escaped_name)
-        notice = self.look.say(self.ended.code, **self.ended.params) if self.ended else ""
+        notice = self.look.reason(self.ended.code, self.ended.params) if self.ended else ""
         return picker.form(shown, picker.preselect(shown, self._last()), capacity, self.look, url, notice)
 
     async def live(self, language: str) -> dict[str, Any]:
@@ -272,7 +273,7 @@ class LocalSpawner(Spawner):
             self.orm_spawner.user_options = self.choice.as_options() if self.choice else {}
             raise
         figures = picker.figures(chosen.resources, look)
-        given = ", ".join(text for text in figures.values() if text)
+        given = " · ".join(text for text in figures.values() if text)
         log.say(8, look.say("progress.given", profile=chosen.profile, given=given))
         home = await asyncio.to_thread(self.homes.ensure, self.user.name)
         await self._prepare_environment(log)
@@ -287,7 +288,7 @@ class LocalSpawner(Spawner):
             if problem is None:
                 log.say(95, look.say("progress.answers"))
                 return "127.0.0.1", self.port
-            if last_try or "already in use" not in self.folder.tail(20):
+            if last_try or "already in use" not in self.folder.tail():
                 raise problem
         raise AssertionError("unreachable")
 
@@ -311,7 +312,10 @@ class LocalSpawner(Spawner):
         await asyncio.to_thread(local.folder.prepare, home)
         await asyncio.to_thread(local.folder.write_port, self.port)
         env = variables(home, local.folder, chosen, self.get_env())
-        self.identity = await local.start(home, chosen, [*self.cmd, *self.get_args()], env, self.grace)
+        argv = [*self.cmd, *self.get_args()]
+        if os.geteuid() == 0 and not home.uid:
+            argv.append("--allow-root")  # without accounts it is whoever started Kajiya
+        self.identity = await local.start(home, chosen, argv, env, self.grace)
 
     async def _wait(self, log: ProgressLog) -> KajiyaError | None:
         """Until the server listens: None, or why it never will."""
@@ -338,8 +342,10 @@ class LocalSpawner(Spawner):
         if reason.get("code") == NoCapacity.code:
             return NoCapacity(**reason.get("params", {}))
         if record.get("ending") == "out_of_memory":
-            return ServerMemory(**_memory(reason))
-        return ServerFailed(problem=self.folder.tail() or self.look.say("progress.no_log"), log=str(self.folder.log))
+            return ServerMemory(**memory(reason))
+        return ServerFailed(
+            problem=telling(self.folder.tail()) or self.look.say("progress.no_log"), log=str(self.folder.log)
+        )
 
     async def _abandon(self) -> None:
         who, self.identity = self.identity, None
@@ -365,17 +371,10 @@ class LocalSpawner(Spawner):
             return None
         record = self.local.standing().exit or {}
         if not self._stopping and self.ended is None:
-            self.ended = self._ending(record)
+            self.ended = ending(record, str(self.folder.log))
             await asyncio.to_thread(self.local.clear)
         status = record.get("exit_code")
         return status if isinstance(status, int) and status != 0 else 1
-
-    def _ending(self, record: dict[str, Any]) -> Reason | None:
-        if record.get("ending") == "out_of_memory":
-            return Reason(code="picker.ended_memory", params=_memory(record.get("reason") or {}))
-        if record.get("exit_code") == 0 and record.get("signal") is None:
-            return None  # its user shut it down from within
-        return Reason(code="picker.ended", params={"log": str(self.folder.log)})
 
     async def stop(self, now: bool = False) -> None:
         """Ends the server; no process of it is left when this returns."""
@@ -390,8 +389,3 @@ class LocalSpawner(Spawner):
             return
         async for event in log.follow():
             yield event
-
-
-def _memory(reason: Mapping[str, Any]) -> dict[str, Any]:
-    params = reason.get("params") or {}
-    return {"allowed": params.get("allowed", "?"), "used": params.get("used", "?")}

@@ -1,7 +1,7 @@
 """How Kajiya's pages in the Hub look and speak: templates, static files, and the reader's language."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from markupsafe import Markup
 from kajiya.messages import message, preferred_language
 
 HERE = Path(__file__).parent
+# The names of resources in the parameters of `kajiya.profiles`' errors.
+RESOURCES = {"CPUs": "picker.resource_cpu", "memory": "picker.resource_memory", "GPUs": "picker.resource_gpu"}
 
 
 def template_path() -> str:
@@ -51,6 +53,14 @@ class Look:
     def say(self, code: str, **params: Any) -> str:
         """The sentence of a code."""
         return message(code, params, self.language)
+
+    def reason(self, code: str, params: Mapping[str, Any]) -> str:
+        """The sentence of a reason, in which the profiles' English names of resources are this language's too."""
+        shown = dict(params)
+        resource, _, kind = str(params.get("resource", "")).partition(" of kind ")
+        if resource in RESOURCES:
+            shown["resource"] = self.say(RESOURCES[resource]) + (f" ({kind})" if kind else "")
+        return message(code, shown, self.language)
 
     def count(self, code: str, n: float) -> str:
         """The sentence of `code_one` or `code_many`, with the number."""

@@ -148,7 +148,7 @@ def views(
                 # Waiting would not help, so this reason goes before "not free now".
                 seen = seen.model_copy(update={"available": False, "reason": Reason(code=e.code, params=e.params)})
         if seen.reason is not None:
-            spoken = Look(language).say(seen.reason.code, **seen.reason.params)
+            spoken = Look(language).reason(seen.reason.code, seen.reason.params)
             seen = seen.model_copy(update={"reason": seen.reason.model_copy(update={"message": spoken})})
         out.append(seen)
     return out
@@ -170,7 +170,7 @@ def figures(resources: Resources, look: Look) -> dict[str, str]:
     kind = resources.gpu_kind or look.say("picker.any_gpu")
     return {
         "cpu": look.count("picker.cpu", resources.cpu),
-        "memory": look.say("picker.memory", size=show_size(resources.memory)),
+        "memory": show_size(resources.memory),
         "gpus": f"{resources.gpus} × {kind}" if resources.gpus else "",
     }
 
@@ -251,7 +251,7 @@ def form(
                             "slug": c.slug,
                             "name": c.name,
                             "checked": c.slug == _checked(seen, option.slug, chosen),
-                            "figures": json.dumps(_changed(c.resources, seen.resources, look)),
+                            "figures": json.dumps(_changed(c.resources, seen.resources, look), ensure_ascii=False),
                         }
                         for c in option.choices
                     ],

@@ -14,14 +14,16 @@ class ProgressLog:
         self.events: list[Event] = []
         self.percent = 0
         self.done = False
+        self._said = ""
         self._changed = asyncio.Event()
 
     def say(self, percent: int, sentence: str) -> None:
         """Adds a sentence; the same one again only moves the percentage."""
         self.percent = max(self.percent, min(99, percent))
-        event = {"progress": self.percent, "message": sentence}
-        if self.events and self.events[-1]["message"] == sentence:
+        event: Event = {"progress": self.percent, "message": sentence}
+        if sentence == self._said:
             event = {"progress": self.percent}
+        self._said = sentence
         self.events.append(event)
         self._wake()
 

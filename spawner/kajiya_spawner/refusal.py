@@ -1,10 +1,13 @@
 """Why a server can't start, as the Hub tells it: one sentence and status for form, API and progress page."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jupyterhub.spawner import SpawnException
 
 from kajiya.errors import Conflict, KajiyaError
+from kajiya.types import Reason
+from kajiya_spawner.look import Look
 
 
 class ServerFailed(KajiyaError):
@@ -35,8 +38,23 @@ class Refused(SpawnException):
     """A `KajiyaError` in the Hub's own terms; the Hub counts it as no fault of the Hub's."""
 
     def __init__(self, error: KajiyaError, language: str) -> None:
-        sentence = error.sentence(language)
+        sentence = Look(language).reason(error.code, error.params)
         super().__init__(sentence, reason=error.code, log_message=str(error), status_code=error.status)
         self.error = error
         # What the Hub shows on its pages and in its event stream.
         self.jupyterhub_message: Any = sentence
+
+
+def ending(record: Mapping[str, Any], log: str) -> Reason | None:
+    """What to tell a user of a server that ended unasked, from its exit record; None where its user shut it down."""
+    if record.get("ending") == "out_of_memory":
+        return Reason(code="picker.ended_memory", params=memory(record.get("reason") or {}))
+    if record.get("exit_code") == 0:
+        return None
+    return Reason(code="picker.ended", params={"log": log})
+
+
+def memory(reason: Mapping[str, Any]) -> dict[str, Any]:
+    """How much was allowed and used, of a reason that names memory."""
+    params = reason.get("params") or {}
+    return {"allowed": params.get("allowed", "?"), "used": params.get("used", "?")}

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -84,16 +85,25 @@ class RunFolder:
             return port if isinstance(port, int) else None
         return None
 
-    def tail(self, lines: int = 4, size: int = 8192) -> str:
-        """The last lines of the log that say something."""
+    def tail(self, size: int = 16384) -> str:
+        """The end of the log."""
         with contextlib.suppress(OSError):
             fd = os.open(self.log, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(fd, "rb") as file:
                 file.seek(max(0, os.fstat(fd).st_size - size))
-                text = file.read(size).decode("utf-8", "replace")
-            said = [line.strip() for line in text.splitlines() if line.strip()]
-            return " / ".join(line[:300] for line in said[-lines:])
+                return file.read(size).decode("utf-8", "replace")
         return ""
+
+
+_PREFIX = re.compile(r"^\[[A-Z] \S+ \S+ \S+\] ")
+_TELLING = re.compile(r"^\[[CE] |^[\w.]*(?:Error|Exception|Exit)\b")
+
+
+def telling(log: str) -> str:
+    """The one line of a log that says most about an end: the last that complains, else the last; pure."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    chosen = [line for line in lines if _TELLING.match(line)] or lines
+    return _PREFIX.sub("", chosen[-1])[:180] if chosen else ""
 
 
 def variables(home: Home, folder: RunFolder, selection: Selection, hub: Mapping[str, str]) -> dict[str, str]:

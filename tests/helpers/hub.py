@@ -18,7 +18,7 @@ from kajiya.machine import process
 from kajiya_hub.signin.links import create_link
 
 PASSWORD = "iron and a hot fire"
-CONFIG = '''
+CONFIG = """
 import asyncio, json, sys
 from pathlib import Path
 import kajiya_spawner
@@ -63,7 +63,7 @@ async def prepare(user, progress):
         raise PackagesUnavailable(problem="no route to the index")
 
 c.LocalSpawner.prepare = prepare
-'''
+"""
 
 PROFILES = """
 profiles:
@@ -249,7 +249,9 @@ class Visitor(httpx.Client):
         me = quote(self.call("GET", "hub/api/user").json()["name"])
         path = f"hub/spawn/{me}" + (f"/{server}" if server else "")
         self.get(path)
-        return self.post(f"{path}?_xsrf={self.xsrf}", files={k: (None, v) for k, v in fields.items()} or {"x": (None, "")})
+        return self.post(
+            f"{path}?_xsrf={self.xsrf}", files={k: (None, v) for k, v in fields.items()} or {"x": (None, "")}
+        )
 
 
 def quote(name: str) -> str:
