@@ -46,6 +46,7 @@ format: $(VENV)/.ready-dev  ## mend style
 
 docs: $(VENV)/.ready-dev  ## write the generated reference pages, then check all documents
 	$(PY) -m kajiya_hub.reference
+	$(PY) -m kajiya_hub.api.docs
 	$(PY) -m pytest -q tests/docs
 
 bench: $(VENV)/.ready-dev  ## measure, each figure as a ratio against what one would use instead

@@ -200,7 +200,7 @@ class HubAuthenticator:
             return HubUnreachable()
         try:
             identity = self._read(answer.json())
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return HubUnreachable()
         if not (identity.scopes & self._scopes):
             return self._remember(key, asked + NEGATIVE_SECONDS, NotAllowed(action="use_service"))

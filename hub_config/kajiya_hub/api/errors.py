@@ -46,7 +46,7 @@ def _short(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_short(v) for v in list(value)[:200]]
     text = str(value)
-    return text if len(text) <= 2000 else f"{text[:1997]}…"
+    return text if len(text) <= 2000 else f"{text[:1999]}…"
 
 
 def body(error: KajiyaError, language: str) -> bytes:

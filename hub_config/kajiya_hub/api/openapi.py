@@ -13,7 +13,7 @@ from kajiya.types import ErrorBody, JobAgain, JobSubmit
 
 MEANINGS = {
     401: "The token is missing, unknown or revoked.",
-    403: "The token may not do this, or the profile is not open to you.",
+    403: "The token may not do this.",
     404: "There is no such thing of yours; what belongs to others is answered in the same words.",
     409: "It clashes with how things stand, or the attempt of this token has ended.",
     413: "The notebook or the files are larger than allowed.",
