@@ -5,13 +5,16 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
+import nbformat
 import psutil
 import pytest
 
@@ -151,6 +154,35 @@ def test_stopping_leaves_no_process_and_the_next_start_finds_everything(own: Sta
         assert {user["name"] for user in api.get("hub/api/users").json()} == {"admin", "山田花子"}
 
 
+def test_a_running_job_outlives_the_stack_and_ends_truly(own: Stack) -> None:
+    own.wait_ready("service")
+    cells = [nbformat.v4.new_code_cell("import time\nfor i in range(8):\n    print(i, flush=True); time.sleep(1)")]
+    notebook = nbformat.writes(nbformat.v4.new_notebook(cells=cells)).encode()
+    spec = {"notebook": "lasting.ipynb", "profile": "small"}
+    token = own.token()
+
+    def job() -> dict[str, Any]:
+        with own.api(token) as api:
+            found: dict[str, Any] = api.get(f"services/kajiya/api/jobs/{name}").json()
+            return found
+
+    with own.api(token) as api:
+        parts = {"spec": (None, json.dumps(spec), "application/json"), "notebook": ("lasting.ipynb", notebook)}
+        made = api.post("services/kajiya/api/jobs", files=parts)
+        assert made.status_code == 201, made.text
+        name = made.json()["id"]
+    until(lambda: job()["status"] == "running", 120, "the running job")
+    assert own.stop() == 0
+    assert any("kajiya.runner" in command for command in processes_of(own.data_dir))
+    own.start()
+    own.wait_ready("service")
+    ended = until(lambda: (found := job())["status"] in ("succeeded", "failed", "stopped") and found, 90, "its end")
+    assert (ended["status"], len(ended["attempts"])) == ("succeeded", 1)
+    with own.api(token) as api:
+        executed = api.get(f"services/kajiya/api/jobs/{name}/notebook").json()
+    assert "".join(executed["cells"][0]["outputs"][0]["text"]).split() == [str(i) for i in range(8)]
+
+
 def test_killed_itself_it_takes_its_parts_with_it_and_starts_again(own: Stack) -> None:
     assert own.process is not None
     family = psutil.Process(own.process.pid).children()
@@ -235,7 +267,7 @@ def test_with_a_certificate_it_speaks_tls_below_a_base_url(tmp_path: Path, share
     arguments = ("--ssl-key", str(key), "--ssl-cert", str(cert), "--base-url", "/team/")
     with Stack(tmp_path / "data", shared=shared, arguments=arguments) as stack:
         assert stack.sign_in_link.startswith(f"https://127.0.0.1:{stack.port}/team/hub/")
-        with httpx.Client(verify=str(cert)) as client:
+        with httpx.Client(verify=ssl.create_default_context(cafile=str(cert))) as client:
             page = client.get(stack.sign_in_link)
             assert page.status_code == 200
             assert all("secure" in cookie.lower() for cookie in page.headers.get_list("set-cookie"))
