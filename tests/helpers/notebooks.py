@@ -39,7 +39,7 @@ def attempt_folder(folder: Path, book: Notebook | bytes, parameters: dict[str, A
     """An attempt's directory with this notebook in it, as the local backend makes it."""
     (folder / "input" / "files").mkdir(parents=True)
     (folder / "input" / "notebook.ipynb").write_bytes(book if isinstance(book, bytes) else data(book))
-    spec = {"job": "j0000000000000001", "attempt": 1, "parameters": parameters or {}, "kernel_name": None, "results": [],
-            "limits": {}, **run}  # fmt: skip
+    spec = {"job": "j0000000000000001", "attempt": 1, "parameters": parameters or {}, "kernel_name": None}
+    spec |= {"results": [], "limits": {}, **run}
     (folder / "run.json").write_text(json.dumps(spec))
     return folder

@@ -30,6 +30,11 @@ def assemble(notebook: Notebook, events: Iterable[Event]) -> Notebook:
 
 class _Run:
     def __init__(self, notebook: Notebook) -> None:
+        self.notebook = notebook
+        self.begin()
+
+    def begin(self) -> None:
+        notebook = self.notebook
         self.metadata: dict[str, Any] = copy.deepcopy(notebook["metadata"])
         self.rest = {key: value for key, value in notebook.items() if key not in ("cells", "metadata")}
         cells: list[Cell] = notebook["cells"]
@@ -62,6 +67,7 @@ class _Run:
 
     # --- one method a type of event
     def on_start(self, event: Event) -> None:
+        self.begin()
         self.papermill["start_time"] = _time(event)
 
     def on_parameters(self, event: Event) -> None:
@@ -197,7 +203,11 @@ def _plain_output(output: dict[str, Any]) -> dict[str, Any]:
         return {"output_type": kind, "ename": str(output["ename"]), "evalue": str(output["evalue"]), "traceback": lines}
     if kind not in ("display_data", "execute_result"):
         raise ValueError(kind)
-    out = {"output_type": kind, "data": dict(output["data"]), "metadata": dict(output.get("metadata", {}))}
+    out: dict[str, Any] = {
+        "output_type": kind,
+        "data": dict(output["data"]),
+        "metadata": dict(output.get("metadata", {})),
+    }
     if kind == "execute_result":
         count = output.get("execution_count")
         out["execution_count"] = count if isinstance(count, int) else None

@@ -4,66 +4,29 @@ import asyncio
 import importlib
 import logging
 import os
-import shutil
 import signal
-import stat
 import sys
 import time
-from dataclasses import dataclass
+import traceback
 from pathlib import Path
 from typing import Any, TextIO
-
-import orjson
 
 from kajiya import notebook as notebooks
 from kajiya.errors import KajiyaError
 from kajiya.messages import message
+from kajiya.runner.assemble import INJECTED
 from kajiya.runner.budget import Budget
 from kajiya.runner.events import FILE, first_line
 from kajiya.runner.kernel import Kernel, KernelFailed
 from kajiya.runner.outcome import Outcome
 from kajiya.runner.recorder import Recorder
 from kajiya.runner.sink import FileSink, Sink
+from kajiya.runner.source import Source
+from kajiya.runner.spec import Spec
 
-HASH_SEED = "0"
 _LARGEST = 512 * 1024**2
 _START_SECONDS = 120.0
 _SHUTDOWN_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What `run.json` asks for."""
-
-    parameters: dict[str, Any]
-    kernel_name: str | None
-    job: str
-    attempt: str
-    limits: dict[str, Any]
-
-    @classmethod
-    def load(cls, folder: Path) -> "Spec":
-        """Raises `ValueError` or `OSError` where there is no such file or it is not ours."""
-        raw: Any = orjson.loads((folder / "run.json").read_bytes())
-        if not isinstance(raw, dict) or not isinstance(raw.get("parameters", {}), dict):
-            raise ValueError("run.json is no object with parameters")
-        return cls(
-            parameters=raw.get("parameters") or {},
-            kernel_name=raw.get("kernel_name"),
-            job=str(raw.get("job", "")),
-            attempt=str(raw.get("attempt", 1)),
-            limits=raw.get("limits") or {},
-        )
-
-    def budget(self) -> Budget:
-        return Budget(
-            per_cell=int(self.limits.get("cell_output_bytes") or Budget.per_cell),
-            per_job=int(self.limits.get("output_bytes") or Budget.per_job),
-        )
-
-    def seconds(self, name: str, default: float) -> float:
-        value = self.limits.get(name)
-        return float(value) if isinstance(value, (int, float)) else default
 
 
 class Stopped(Exception):
@@ -82,26 +45,35 @@ class AttemptRun:
         self.outcome: Outcome | None = None
         self.spec: Spec | None = None
         self.language = ""
+        self.hash_seed = ""
+        self.values: dict[str, Any] = {}
+        self.replaced = False
+        self.stop_noted = False
         self.started = time.monotonic()
 
     def run(self) -> int:
         """0 succeeded, 1 notebook error, 2 could not start, 3 kernel died, 143 stopped by SIGTERM."""
         asyncio.set_event_loop(self.loop)
-        signal.signal(signal.SIGTERM, _stop_early)
-        signal.signal(signal.SIGINT, _stop_early)
+        # Until the loop takes the signals over, they are only noted: an exception in the middle of an import would be
+        # taken for the import's own.
+        signal.signal(signal.SIGTERM, self._note_stop)
+        signal.signal(signal.SIGINT, self._note_stop)
         try:
             try:
                 self._prepare_and_execute()
-                outcome = self.outcome or Outcome("could_not_start", code="runner.failed", params={"problem": "?"})
+                outcome = self.outcome or _failed("papermill ran nothing")
             except Stopped:
                 outcome = Outcome("stopped", code="runner.stopped")
             except KajiyaError as error:
                 outcome = Outcome("could_not_start", code=error.code, params=error.params)
             except KernelFailed as error:
                 params = {"kernel": self.kernel.name if self.kernel else "?", "problem": error.problem}
-                outcome = Outcome("could_not_start", code="runner.kernel_not_started", params=params)
-            except OSError as error:
-                outcome = Outcome("could_not_start", code="runner.failed", params={"problem": str(error)})
+                words = self.kernel.last_words() if self.kernel else []
+                outcome = Outcome("could_not_start", "runner.kernel_not_started", params, traceback=words)
+            except Exception as error:
+                if not isinstance(error, OSError):
+                    traceback.print_exc()
+                outcome = self.outcome or _failed(error)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             outcome = self._close(outcome)
         finally:
@@ -109,6 +81,9 @@ class AttemptRun:
                 patience = 0.0 if self.outcome is None else self._seconds("shutdown_seconds", _SHUTDOWN_SECONDS)
                 self.loop.run_until_complete(self.kernel.shutdown(patience))
         return outcome.exit_code
+
+    def _note_stop(self, *_: object) -> None:
+        self.stop_noted = True
 
     # --- steps
     def _prepare_and_execute(self) -> None:
@@ -118,18 +93,18 @@ class AttemptRun:
             raise OSError(f"run.json: {error}") from None
         self.recorder.budget = spec.budget()
         _, book = notebooks.read_file(self.folder / "input" / "notebook.ipynb", _LARGEST)
-        work = self._work_folder()
-        env = self._environment(spec)
+        work = spec.work_folder()
+        env = spec.environment(os.environ)
+        self.hash_seed = env["PYTHONHASHSEED"]
         self._refuse_bad_parameters_first(spec, book)
         name = spec.kernel_name or notebooks.kernel_name(book) or "python3"
         self.kernel = kernel = Kernel(name, self.folder)
         self.language = notebooks.language(book) or kernel.language or "python"
-        self.loop.run_until_complete(kernel.start(work, env))
+        self.loop.run_until_complete(kernel.start(work, env, self.recorder.raw))
         # The kernel starts while papermill is imported: both take about half a second.
         self._execute_through_papermill(book, spec, name)
 
     def _refuse_bad_parameters_first(self, spec: Spec, book: notebooks.Notebook) -> None:
-        self.values: dict[str, Any] = {}
         if spec.parameters:
             from kajiya import parameters
 
@@ -141,9 +116,8 @@ class AttemptRun:
             papermill: Any = importlib.import_module("papermill.execute")
             iorw: Any = importlib.import_module("papermill.iorw")
         logging.getLogger("papermill").setLevel(logging.ERROR)
-        had_injected = notebooks.tagged_cell(book, "injected-parameters") is not None
-        self._replaced = had_injected
-        iorw.papermill_io.register("kajiya:", _Source(book))
+        self.replaced = notebooks.tagged_cell(book, INJECTED) is not None
+        iorw.papermill_io.register("kajiya:", Source(book))
         papermill.execute_notebook(
             "kajiya:notebook.ipynb",
             None,
@@ -171,6 +145,8 @@ class AttemptRun:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, stop.set)
+        if self.stop_noted:
+            raise Stopped
         ready = asyncio.ensure_future(self.kernel.ready(self._seconds("start_seconds", _START_SECONDS)))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait([ready, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -194,16 +170,16 @@ class AttemptRun:
         self.recorder.cells_total = len(code)
         self.recorder.write(
             "start", cells_total=len(code), kernel=self.kernel.name, language=self.language,
-            hash_seed=os.environ.get("PYTHONHASHSEED"),
+            hash_seed=self.hash_seed,
         )  # fmt: skip
         self.recorder.say(message("runner.log_start", {"cells": len(code), "kernel": self.kernel.name}))
         if not self.values:
             return
         for index, cell in enumerate(nb.cells):
-            if "injected-parameters" in cell.metadata.get("tags", []):
+            if INJECTED in cell.metadata.get("tags", []):
                 self.recorder.write(
-                    "parameters", index=index, source=cell.source, cell_id=cell.get("id", "injected-parameters"),
-                    replaced=self._replaced, values=self.spec.parameters,
+                    "parameters", index=index, source=cell.source, cell_id=cell.get("id", INJECTED),
+                    replaced=self.replaced, values=self.spec.parameters,
                 )  # fmt: skip
                 shown = {"names": sorted(self.values), "source": first_line(cell.source)}
                 self.recorder.say(message("runner.log_parameters", shown))
@@ -222,79 +198,24 @@ class AttemptRun:
             )  # fmt: skip
             self.sink.sync()
         except OSError as error:
-            outcome = Outcome("could_not_start", code="runner.failed", params={"problem": str(error)})
+            outcome = _failed(error)
         self.sink.close()
         try:
             outcome.write(self.folder)
         except OSError as error:
             print(error, file=sys.stderr)
-        params = {"seconds": f"{time.monotonic() - self.started:.1f}", **((reason or {}).get("params") or {})}
+        given: dict[str, Any] = reason["params"] if reason else {}
+        params = {"seconds": f"{time.monotonic() - self.started:.1f}", **given}
+        if outcome.ending in ("could_not_start", "kernel_died"):
+            self.recorder.say("\n".join(outcome.traceback))
         if reason is not None:
             self.recorder.say(message(reason["code"], params))
         self.recorder.say(message(f"runner.log_end_{outcome.ending}", params))
         return outcome
 
-    # --- the surroundings of the kernel
-    def _work_folder(self) -> Path:
-        work = self.folder / "work"
-        work.mkdir(mode=0o700, exist_ok=True)
-        given = self.folder / "input" / "files"
-        if given.is_dir():
-            _copy_missing(given, work)
-        return work
-
-    def _environment(self, spec: Spec) -> dict[str, str]:
-        """The kernel's environment; hashing is fixed, so that the order of a set is the same in every attempt."""
-        env = os.environ
-        env.setdefault("KAJIYA_JOB", spec.job)
-        env.setdefault("KAJIYA_ATTEMPT", spec.attempt)
-        env.setdefault("KAJIYA_RESULTS_DIR", str(self.folder.absolute() / "work" / "results"))
-        env.setdefault("KAJIYA_CHECKPOINT_DIR", str(self.folder.absolute() / "checkpoint"))
-        env.setdefault("PYTHONHASHSEED", HASH_SEED)
-        for name in ("KAJIYA_RESULTS_DIR", "KAJIYA_CHECKPOINT_DIR"):
-            Path(env[name]).mkdir(mode=0o700, parents=True, exist_ok=True)
-        token = self.folder / "token"
-        if token.is_file():
-            secret = token.read_text("utf-8").strip()
-            env.setdefault("KAJIYA_TOKEN", secret)
-            env.setdefault("MLFLOW_TRACKING_TOKEN", secret)
-        return dict(env)
-
     def _seconds(self, name: str, default: float) -> float:
         return self.spec.seconds(name, default) if self.spec else default
 
 
-class _Source:
-    """papermill's way to the notebook: the one that was read and checked, under a fixed name."""
-
-    def __init__(self, book: notebooks.Notebook) -> None:
-        self._book = book
-
-    def read(self, path: str) -> str:
-        cells = [{**cell, "outputs": []} if "outputs" in cell else cell for cell in self._book["cells"]]
-        return notebooks.dump({**self._book, "cells": cells}).decode("utf-8", "replace")
-
-    def listdir(self, path: str) -> list[str]:
-        return []
-
-    def write(self, buf: str, path: str) -> None:
-        """Nothing: the event log is the truth."""
-
-    def pretty_path(self, path: str) -> str:
-        return path
-
-
-def _copy_missing(source: Path, target: Path) -> None:
-    """Copies files and folders that are not there yet; links and special files are left out."""
-    for entry in os.scandir(source):
-        mode = entry.stat(follow_symlinks=False).st_mode
-        new = target / entry.name
-        if stat.S_ISDIR(mode):
-            new.mkdir(mode=0o700, exist_ok=True)
-            _copy_missing(Path(entry.path), new)
-        elif stat.S_ISREG(mode) and not new.exists():
-            shutil.copyfile(entry.path, new, follow_symlinks=False)
-
-
-def _stop_early(*_: object) -> None:
-    raise Stopped
+def _failed(problem: object) -> Outcome:
+    return Outcome("could_not_start", code="runner.failed", params={"problem": str(problem)[:1000]})

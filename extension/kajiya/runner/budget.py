@@ -7,7 +7,7 @@ MiB = 1024**2
 
 @dataclass
 class Budget:
-    """Counts bytes of the log. What `clear_output` takes away counts no more for its cell, but still for the attempt."""
+    """Counts bytes of the log; what `clear_output` takes away counts for the attempt, but no more for its cell."""
 
     per_cell: int = 10 * MiB
     per_job: int = 200 * MiB

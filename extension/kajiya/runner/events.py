@@ -2,7 +2,7 @@
 
 Every event has `t` (Unix time in seconds) and `type`:
 
-- `start` cells_total, kernel, language, hash_seed
+- `start` cells_total, kernel, language, hash_seed; where a runner was started again in its folder, the last one counts
 - `parameters` index, source, cell_id, replaced, values: the cell that papermill injected
 - `cell_start` cell (index in the notebook as it runs), code_index (among cells with code), source (first line)
 - `output` cell, output (nbformat), display_id where it has one
@@ -18,6 +18,7 @@ by a crash is passed over, and so is any line that is no event.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +31,7 @@ Event = dict[str, Any]
 
 FILE = "events.jsonl"
 _LONGEST_SOURCE = 200
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 def encode(event: Mapping[str, Any]) -> bytes:
@@ -83,6 +85,11 @@ def first_line(source: str) -> str:
     return chosen if len(chosen) <= _LONGEST_SOURCE else chosen[: _LONGEST_SOURCE - 1] + "…"
 
 
+def without_colours(text: str) -> str:
+    """The text without a terminal's control sequences."""
+    return _ANSI.sub("", text)
+
+
 def progress(events: Iterable[Event]) -> "Progress":
     """How far the notebook is after these events."""
     from kajiya.types import Progress
@@ -91,7 +98,7 @@ def progress(events: Iterable[Event]) -> "Progress":
     for event in events:
         match event["type"]:
             case "start":
-                total = _count(event.get("cells_total"))
+                total, done, current, source = _count(event.get("cells_total")), 0, None, ""
             case "cell_start":
                 current, source = _count(event.get("code_index")), str(event.get("source", ""))[:_LONGEST_SOURCE]
             case "cell_end":

@@ -1,4 +1,6 @@
 """Runs the cells of a notebook on a kernel and records what comes; one loop, one reader of each channel."""
+# pyright: basic
+# (nbclient says little of its types)
 
 import asyncio
 import contextlib
@@ -6,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 from queue import Empty
 from typing import Any
+
+import zmq
 
 from kajiya.messages import message
 from kajiya.notebook import without_slow_imports
@@ -17,6 +21,7 @@ with without_slow_imports():
     from nbclient import NotebookClient
 
 _WIDGETS_EVERY = 5.0
+_AT_ONCE = 100
 _INPUT_REFUSED = "StdinNotImplementedError"
 _CLEAN_EXITS = ("", "0", "None")
 
@@ -39,7 +44,7 @@ class Execution(NotebookClient):
 
     def __init__(self, nb: Any, kernel: Kernel, recorder: Recorder, *, interrupt_seconds: float = 5.0) -> None:
         super().__init__(nb, km=kernel.manager)
-        self.kc = kernel.client
+        self.kc: Any = kernel.client
         self.kernel = kernel
         self.recorder = recorder
         self.interrupt_seconds = interrupt_seconds
@@ -54,7 +59,7 @@ class Execution(NotebookClient):
 
     # --- the run
     async def run(self) -> Outcome:
-        """Runs the cells in order until the end, an error, the kernel's death, or `stop`. Raises `OSError` of the sink."""
+        """Runs the cells until the end, an error, the kernel's death, or `stop`. Raises the sink's `OSError`."""
         readers = [asyncio.create_task(self._read_iopub()), asyncio.create_task(self._read_shell())]
         try:
             code_index = 0
@@ -126,7 +131,8 @@ class Execution(NotebookClient):
     def _death(self, index: int) -> Outcome:
         name, words = self.kernel.signal_name(), self.kernel.exit_words()
         params = {"signal": name, "exit_code": self.kernel.exit_code(), "how": words}
-        return Outcome("kernel_died", code="runner.kernel_died", params=params, cell=index)
+        tail = self.kernel.last_words()
+        return Outcome("kernel_died", code="runner.kernel_died", params=params, cell=index, traceback=tail)
 
     async def _first_of(self, done: asyncio.Future[None]) -> None:
         watched = [asyncio.ensure_future(event.wait()) for event in (self.kernel.died, self.stop, self.broken)]
@@ -158,17 +164,27 @@ class Execution(NotebookClient):
                     sent.reply.set_result(msg)
 
     async def _read_iopub(self) -> None:
+        socket = self.kc.iopub_channel.socket
+        plain = zmq.Socket.shadow(socket.underlying)
         while True:
-            with contextlib.suppress(Empty):
-                msg = await self.kc.iopub_channel.get_msg(timeout=None)
+            await socket.poll()
+            for _ in range(_AT_ONCE):
                 try:
-                    self._heard(msg)
-                except OSError as error:
-                    self.recorder.failed = error
-                    self.broken.set()
-                except Exception as error:
-                    # A malformed message of the kernel must not end the run; the log says that it came.
-                    self.log.warning("A message of the kernel was passed over: %r", error)
+                    self._take(plain.recv_multipart(zmq.NOBLOCK))
+                except zmq.Again:
+                    break
+            await asyncio.sleep(0)
+
+    def _take(self, frames: list[bytes]) -> None:
+        try:
+            _, parts = self.kc.session.feed_identities(frames)
+            self._heard(self.kc.session.deserialize(parts))
+        except OSError as error:
+            self.recorder.failed = error
+            self.broken.set()
+        except Exception as error:
+            # A malformed message of the kernel must not end the run; the log says that it came.
+            self.log.warning("A message of the kernel was passed over: %r", error)
 
     def _heard(self, msg: dict[str, Any]) -> None:
         sent = self._sent.get(msg["parent_header"].get("msg_id"))

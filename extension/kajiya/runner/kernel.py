@@ -16,6 +16,16 @@ from kajiya.errors import KernelUnknown
 # A Unix socket's path holds 107 bytes, and jupyter_client adds "k-5".
 _LONGEST_FOLDER = 100
 _RECONNECT_MS = 10
+# A kernel drops messages where nobody takes them; the default of 1000 is a second of a fast one.
+_MESSAGES_WAITING = 50_000
+_LAST_BYTES = 16 * 1024
+_LAST_LINES = 40
+# Exit hooks run last in, first out: when the one made here has run, those of the notebook have. And a crash in C says
+# where it was, to the stream that we read: ipykernel has taken file descriptor 2 for itself.
+_PRELUDE = """\
+__import__("atexit").register(__import__("os").unlink, {path!r})
+__import__("faulthandler").enable(getattr(__import__("sys").stderr, "_original_stdstream_copy", 2))
+"""
 
 
 class KernelFailed(Exception):
@@ -59,30 +69,45 @@ class Kernel:
         self.died: asyncio.Event = asyncio.Event()
         self._process: Any = None
         self._unwatch: Callable[[], None] = lambda: None
+        self._heard = b""
+        self._listening = False
+        self._hear_more: Callable[[], None] = lambda: None
 
-    async def start(self, cwd: Path, env: dict[str, str]) -> None:
-        """Starts the process and connects to it, without waiting until it answers. Raises `KernelFailed`."""
+    async def start(self, cwd: Path, env: dict[str, str], hear: Callable[[str], None] | None = None) -> None:
+        """Starts the process and connects to it, without waiting until it answers. Raises `KernelFailed`.
+
+        What it writes past Jupyter's messages goes to `hear`; but ipykernel sends that as messages too, so for it only
+        `last_words` are kept.
+        """
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        self._listen(read_end, hear if hear and not self._ipython else lambda text: None)
         extra = ["--HistoryManager.enabled=False", "--HistoryManager.hist_file=:memory:"] if self._ipython else []
         try:
-            await self.manager.start_kernel(extra_arguments=extra, cwd=str(cwd), env=env)
+            await self.manager.start_kernel(
+                extra_arguments=extra, cwd=str(cwd), env=env, stdout=write_end, stderr=write_end
+            )
         except (OSError, RuntimeError, ValueError) as error:
             self._clean()
             raise KernelFailed(str(error)) from None
+        finally:
+            os.close(write_end)
         self._process = self.manager.provisioner.process
         self._watch()
         import zmq.asyncio
 
         context = zmq.asyncio.Context()
         context.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        context.setsockopt(zmq.RCVHWM, _MESSAGES_WAITING)
         self.client = self.manager.client(context=context)
         self.client.start_channels(stdin=False, hb=False)
 
-    async def ready(self, timeout: float) -> None:
+    async def ready(self, seconds: float) -> None:
         """Waits until the kernel answers and its first message on iopub came, so that none is missed later.
 
-        Raises `KernelFailed` after `timeout` seconds, or where the process ends first.
+        Raises `KernelFailed` after `seconds`, or where the process ends first.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + seconds
         heard, answered = False, False
         while not (heard and answered):
             self.client.kernel_info()
@@ -95,12 +120,11 @@ class Kernel:
                 if not (heard and answered):
                     await asyncio.sleep(0.005)
             if time.monotonic() >= deadline:
-                raise KernelFailed(f"it did not answer within {timeout:.0f} s")
+                raise KernelFailed(f"it did not answer within {seconds:.0f} s")
         if self._ipython:
-            # Exit hooks run last in, first out: when this one has run, those of the notebook have.
             self._running.touch()
-            hook = f"__import__('atexit').register(__import__('os').unlink, {str(self._running)!r})"
-            self.client.execute(hook, silent=True, store_history=False, allow_stdin=False)
+            prelude = _PRELUDE.format(path=str(self._running))
+            self.client.execute(prelude, silent=True, store_history=False, allow_stdin=False)
 
     async def interrupt(self) -> None:
         """Interrupts what the kernel is doing, as the stop button of JupyterLab does."""
@@ -151,6 +175,33 @@ class Kernel:
     def exit_code(self) -> int | None:
         return self._process.poll() if self._process is not None else None
 
+    def last_words(self) -> list[str]:
+        """The last lines it wrote past Jupyter's messages: of a crash in C, say, or of a start that failed."""
+        self._hear_more()
+        return self._heard.decode("utf-8", "replace").replace("\0", "").strip().split("\n")[-_LAST_LINES:]
+
+    def _listen(self, fd: int, hear: Callable[[str], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def more() -> None:
+            try:
+                data = os.read(fd, 64 * 1024) if self._listening else b""
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data:
+                self._heard = (self._heard + data)[-_LAST_BYTES:]
+                hear(data.decode("utf-8", "replace"))
+            elif self._listening:
+                self._listening = False
+                loop.remove_reader(fd)
+                os.close(fd)
+
+        self._listening = True
+        self._hear_more = more
+        loop.add_reader(fd, more)
+
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         try:
@@ -176,7 +227,7 @@ class Kernel:
 
     def _watch_by_polling(self, loop: asyncio.AbstractEventLoop) -> None:
         async def poll() -> None:
-            while self._process.poll() is None:
+            while self._process.poll() is None:  # noqa: ASYNC110  (a kernel too old for pidfd)
                 await asyncio.sleep(0.1)
             self.died.set()
 

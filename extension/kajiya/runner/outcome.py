@@ -3,11 +3,11 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 
-from kajiya.runner.events import encode
+from kajiya.runner.events import encode, without_colours
 
 FILE = "outcome.json"
 _TAIL_LINES = 40
@@ -57,7 +57,8 @@ class Outcome:
         tail: list[str] = []
         left = _TAIL_BYTES
         for line in reversed(self.traceback[-_TAIL_LINES:]):
-            tail.insert(0, line[-left:])
+            line = without_colours(line)[-left:]
+            tail.insert(0, line)
             left -= len(line)
             if left <= 0:
                 break
@@ -84,4 +85,6 @@ def load(data: bytes) -> dict[str, Any] | None:
         value: Any = orjson.loads(data)
     except orjson.JSONDecodeError:
         return None
-    return value if isinstance(value, dict) and value.get("ending") in EXIT_CODES else None
+    if isinstance(value, dict) and cast(dict[str, Any], value).get("ending") in EXIT_CODES:
+        return cast(dict[str, Any], value)
+    return None

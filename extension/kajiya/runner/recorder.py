@@ -1,7 +1,6 @@
 """Turns what a kernel says into events: joins texts, keeps the limits, and writes the log that people read."""
 
 import asyncio
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -11,14 +10,13 @@ import orjson
 
 from kajiya.messages import message
 from kajiya.runner.budget import Budget
-from kajiya.runner.events import Event, first_line
+from kajiya.runner.events import Event, first_line, without_colours
 from kajiya.runner.sink import Sink
 from kajiya.sizes import show_size
 
 _JOIN_SECONDS = 0.05
 _JOIN_BYTES = 64 * 1024
 _LONGEST_TRACEBACK = 256 * 1024
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 class Recorder:
@@ -196,16 +194,20 @@ class Recorder:
             text = f"{'' if self._log_ended_line else chr(10)}{text}\n"
         if not text:
             return
-        self._log_ended_line = text.endswith("\n")
+        self._log_ended_line = text[-1] == "\n"
         try:
             self._log.write(text)
             self._log.flush()
         except (OSError, ValueError):
             self._log = None  # nobody reads, or the disk is full: the event log tells that, if so
 
+    def raw(self, text: str) -> None:
+        """The notebook's own text, as it comes."""
+        self.say(text, raw=True)
+
     def _say_output(self, output: dict[str, Any]) -> None:
         if output["output_type"] == "error":
-            self.say(_ANSI.sub("", "\n".join(output["traceback"]) or f"{output['ename']}: {output['evalue']}"))
+            self.say(without_colours("\n".join(output["traceback"]) or f"{output['ename']}: {output['evalue']}"))
             return
         text = output["data"].get("text/plain")
         if isinstance(text, str):
@@ -213,7 +215,8 @@ class Recorder:
 
 
 def _short_error(output: dict[str, Any]) -> dict[str, Any]:
-    lines, left = [], _LONGEST_TRACEBACK
+    lines: list[str] = []
+    left = _LONGEST_TRACEBACK
     for line in reversed(output.get("traceback") or []):
         kept = str(line)[: min(left, 64 * 1024)]
         left -= len(kept)

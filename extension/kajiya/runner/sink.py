@@ -8,7 +8,7 @@ from kajiya.runner.events import Event, encode
 
 
 class Sink(Protocol):
-    """Takes events in order. Raises `OSError` where one can't be kept; nothing may be written after that but the end."""
+    """Takes events in order. Raises `OSError` where one can't be kept; after that only the end may be written."""
 
     def write(self, event: Event) -> int:
         """Appends one event and returns the bytes it took."""
