@@ -130,7 +130,7 @@ def _servers(c: Any, settings: Settings) -> None:
     c.LocalSpawner.servers_dir = str(settings.data.servers)
     c.LocalSpawner.profiles_file = str(settings.data.profiles)
     c.LocalSpawner.service_url = settings.service_url
-    c.LocalSpawner.mlflow_url = settings.mlflow_url
+    c.LocalSpawner.mlflow_url = settings.tracking_uri
     c.LocalSpawner.variables = settings.site.variables()
     c.LocalSpawner.prepare = environment_maker(settings)
     # Ctrl-C stops the servers; a Hub that was killed finds them again.

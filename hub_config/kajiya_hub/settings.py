@@ -156,8 +156,17 @@ class Settings(SiteSettings):
 
     @property
     def mlflow_url(self) -> str:
-        """MLflow from inside this machine, without the proxy; goes into MLFLOW_TRACKING_URI."""
+        """MLflow from inside this machine, without the proxy."""
         return f"http://127.0.0.1:{self.ports.mlflow}{self.mlflow_prefix}"
+
+    @property
+    def tracking_uri(self) -> str:
+        """What goes into MLFLOW_TRACKING_URI of servers and jobs.
+
+        The public address, since MLflow's client prints links below it that people open; behind TLS the inner one,
+        since a certificate of the site's own would be refused by the client.
+        """
+        return self.mlflow_url if self.ssl_cert else f"{self.public_url}services/mlflow"
 
     @property
     def hub_url(self) -> str:

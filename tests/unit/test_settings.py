@@ -38,6 +38,7 @@ def test_inner_addresses_carry_the_base_url(tmp_path: Path) -> None:
     s = settings(tmp_path, base_url="/team/")
     assert s.service_url == "http://127.0.0.1:18083/team/services/kajiya"
     assert s.mlflow_url == "http://127.0.0.1:18084/team/services/mlflow"
+    assert s.tracking_uri == f"{s.public_url}services/mlflow"
     assert s.hub_api_url == "http://127.0.0.1:18081/team/hub/api"
 
 
