@@ -428,7 +428,7 @@ PLANS = {
     "success": {},
     "retried": {"retries": {Ending.kernel_died: 1}, "stride": 3},
     "failed": {"end": Ending.notebook_error, "stride": 4},
-    "stopped": {"stop": True},
+    "stopped": {"stop": True, "stride": 2},
 }
 
 
@@ -520,3 +520,22 @@ async def test_a_big_machine_and_many_jobs_leave_none_behind(bench):
 
 
 assert FAST.retention_every > 1e6
+
+
+async def test_the_shipped_fake_serves_the_loop(bench):
+    from kajiya_hub.backends.fake import FakeBackend
+
+    plays = {}
+    backend = FakeBackend(plays=lambda spec: plays[spec.job])
+    for play in ("succeed", "fail", "wait", "hog"):
+        plays[bench.submit()] = play
+    good, bad, long, hungry = plays
+    loop = bench.loop(backend=backend)
+    await rounds(
+        loop, bench.world, lambda: ended(bench, good, bad, hungry)() and bench.job(long).status is Status.running
+    )
+    backend.lose(long, 1)
+    await finish(bench, long, loop=loop)
+    found = [bench.job(i).attempts[0].ending for i in plays]
+    assert found == [Ending.succeeded, Ending.notebook_error, Ending.preempted, Ending.out_of_memory]
+    assert len(backend.begun) == len(set(backend.begun)) == 4

@@ -1,5 +1,6 @@
 """What both sides of the store stand on: transactions, change numbers, who is told of a commit."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from kajiya_hub.store.mapping import attempt_of, job_of
 from kajiya_hub.store.paths import printable
 from kajiya_hub.store.schema import attempts, counters, jobs, results
 
+log = logging.getLogger(__name__)
 BATCH = 500  # ids in one IN (…), well below every database's limit of parameters
 
 
@@ -63,7 +65,11 @@ class Shared:
             hooks = list(self._hooks.values())
         for callback, requests_only in hooks:
             if request or not requests_only:
-                callback()
+                try:
+                    callback()
+                except Exception:
+                    # It is committed: whoever can't hear of it must not make it look refused.
+                    log.exception("a listener of the store failed")
 
     @staticmethod
     def _next_seq(c: Connection, count: int = 1) -> int:
