@@ -2,41 +2,17 @@
 
 import os
 import signal
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 pytest.register_assert_rewrite("kajiya_hub.testing.backends")
 
+from helpers.homes import PlainHomes  # noqa: E402
 from kajiya.machine.launch import standing  # noqa: E402
 from kajiya_hub.backends.base import AttemptRef, AttemptSpec  # noqa: E402
 from kajiya_hub.backends.local import LocalBackend  # noqa: E402
 from kajiya_hub.testing import BackendContract, FakeBackend, program  # noqa: E402
-
-
-@dataclass(frozen=True)
-class PlainHome:
-    """A home as far as a backend needs one."""
-
-    path: Path
-    uid: int | None = None
-    gid: int | None = None
-
-    def python(self, name: str = "default") -> Path:
-        return Path(sys.executable)
-
-    def variables(self, name: str = "default") -> dict[str, str]:
-        return {"HOME": str(self.path), "PATH": os.environ["PATH"]}
-
-
-@dataclass(frozen=True)
-class PlainHomes:
-    root: Path
-
-    def of(self, user: str) -> PlainHome:
-        return PlainHome(self.root)
 
 
 class TestFake(BackendContract):

@@ -79,7 +79,10 @@ class LocalBackend:
         """Starts an attempt: inputs and token are put in its folder, then its supervisor starts. See `Backend`."""
         state = dict(state or {})
         found = await asyncio.to_thread(standing, spec.directory, KIND, attempt_id(spec))
-        if found.lease is None:
+        before = _spawned(state)
+        if found.lease is None and before is not None and process.alive(before):
+            who = before  # it is just about to take the lease, or its owner removed that
+        elif found.lease is None:
             home = self.homes.of(spec.owner)
             if not state.get("prepared"):
                 if self.prepare is not None:
