@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 
 import uvicorn
 
@@ -17,6 +18,7 @@ def main() -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.umask(0o077)
+    warnings.filterwarnings("ignore", message="starlette.middleware.wsgi is deprecated")  # MLflow's affair
     try:
         options = Options.of_settings()
         app = create_app(options)
@@ -30,6 +32,7 @@ def main() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        ws="none",
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,
     )

@@ -1,19 +1,23 @@
 """The ASGI application in front of all of MLflow: who asks, may they, and in which workspace."""
 
 import asyncio
+import logging
+import secrets
 from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kajiya.errors import HubUnreachable, InvalidInput, KajiyaError, NotAllowed, NotAuthenticated, NotFound
+from kajiya.errors import InvalidInput, KajiyaError, NotAllowed, NotAuthenticated, NotFound
 from kajiya.messages import preferred_language
 from kajiya_hub.mlflow_app import answers, rewrite
 from kajiya_hub.mlflow_app.bridge import ASKING
 from kajiya_hub.mlflow_app.identity import Identities, Person
 from kajiya_hub.mlflow_app.routes import Kind, classify
 from kajiya_hub.mlflow_app.signin import SignIn, cookies_of, same_origin
-from kajiya_hub.mlflow_app.tenants import Tenants, workspace_of
+from kajiya_hub.mlflow_app.tenants import Tenant, Tenants
+
+log = logging.getLogger("kajiya.mlflow")
 
 LARGEST_BODY = 64 * 1024 * 1024
 WORKSPACE = b"x-mlflow-workspace"
@@ -43,6 +47,10 @@ class ForeignPage(NotAllowed):
     """A page of another site tried to use a browser's sign-in."""
 
     code, status = "mlflow.foreign_page", 403
+
+
+class _Gone(Exception):
+    """The client left while it was sending."""
 
 
 class Front:
@@ -105,6 +113,8 @@ class Front:
                 await answers.send_error(send, error, language)
         except KajiyaError as error:
             await answers.send_error(send, error, language)
+        except _Gone:
+            pass
 
     async def _person(self, scope: Scope, headers: dict[str, str]) -> Person:
         given = headers.get("authorization")
@@ -141,7 +151,7 @@ class Front:
         headers: dict[str, str],
         language: str,
     ) -> None:
-        tenant = self._tenants.ready(person) or await asyncio.to_thread(self._tenants.ensure, person)
+        tenant = self._tenants.ready(person) or await asyncio.to_thread(self._ensure, person)
         asked = headers.get(WORKSPACE.decode(), "").strip()
         if asked and asked != tenant.workspace and not person.admin:
             raise WorkspaceNotYours(workspace=asked)
@@ -170,6 +180,15 @@ class Front:
             await self._pass(scope, receive, send, path, query, person, language)
         finally:
             ASKING.reset(asking)
+
+    def _ensure(self, person: Person) -> Tenant:
+        try:
+            return self._tenants.ensure(person)
+        except Exception as e:
+            # A full disk, say: the cause is for the log, and the client gets a word to find it by.
+            word = secrets.token_hex(4)
+            log.exception("%s: the workspace of %r can't be made", word, person.key)
+            raise KajiyaError(request=word) from e
 
     def _experiment_of(self, workspace: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -238,7 +257,7 @@ async def _read(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise HubUnreachable()  # nobody is there to read this
+            raise _Gone()
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > LARGEST_BODY:
@@ -275,6 +294,3 @@ def _is_page(scope: Scope, headers: dict[str, str]) -> bool:
         return False
     mode = headers.get("sec-fetch-mode")
     return mode == "navigate" if mode else "text/html" in headers.get("accept", "")
-
-
-__all__ = ["Front", "workspace_of"]

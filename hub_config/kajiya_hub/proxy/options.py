@@ -34,9 +34,8 @@ class Options:
     include_prefix: bool = True
     change_origin: bool = False
     insecure: bool = False
-    timeout: float | None = None
     proxy_timeout: float | None = None
-    keep_alive_timeout: float = 5.0
+    keep_alive_timeout: float = 75.0
     stop_timeout: float = 5.0
     headers: dict[str, str] = field(default_factory=dict)
     log_level: str = "info"
@@ -76,9 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-include-prefix", action="store_true", help="leave out the route's prefix in what is forwarded")
     add("--change-origin", action="store_true", help="the Host header becomes the target's")
     add("--insecure", action="store_true", help="do not check certificates of targets")
-    add("--timeout", type=float, help="milliseconds without data after which a client's connection ends")
     add("--proxy-timeout", type=float, help="milliseconds a target may stay silent")
-    add("--keep-alive-timeout", type=float, default=5000, help="milliseconds an idle connection is kept (5000)")
+    add("--keep-alive-timeout", type=float, default=75_000, help="milliseconds an idle connection is kept (75000)")
     add("--custom-header", action="append", default=[], metavar="NAME: VALUE", help="header added to what is forwarded")
     add("--log-level", default="info", choices=["debug", "info", "warn", "error"])
     for prefix, what in (("", "public side"), ("api-", "REST API"), ("client-", "connections to targets")):
@@ -139,7 +137,6 @@ def parse(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None =
         include_prefix=not parsed.no_include_prefix,
         change_origin=parsed.change_origin,
         insecure=parsed.insecure,
-        timeout=_seconds(parsed.timeout),
         proxy_timeout=_seconds(parsed.proxy_timeout),
         keep_alive_timeout=parsed.keep_alive_timeout / 1000,
         headers=headers,

@@ -60,7 +60,7 @@ class Proxy:
             read_bufsize=BUFFER,
             max_line_size=LINE,
             max_field_size=LINE,
-            keepalive_timeout=max(self.options.keep_alive_timeout, self.options.timeout or 0),
+            keepalive_timeout=self.options.keep_alive_timeout,
         )
         runner = web.ServerRunner(server, shutdown_timeout=0.5)
         await runner.setup()
