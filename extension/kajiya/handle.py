@@ -202,7 +202,11 @@ class Jobs(list[Job]):
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(c)}</td>" for c in describe.row(j.record)) + "</tr>" for j in self
         )
-        return f"<table style='text-align: left'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if self else escape(repr(self))
+        return (
+            f"<table style='text-align: left'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            if self
+            else escape(repr(self))
+        )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return display.mimebundle("jobs", self, repr(self))
