@@ -24,7 +24,7 @@ _LAST_LINES = 40
 # where it was, to the stream that we read: ipykernel has taken file descriptor 2 for itself.
 _PRELUDE = """\
 __import__("atexit").register(__import__("os").unlink, {path!r})
-__import__("faulthandler").enable(getattr(__import__("sys").stderr, "_original_stdstream_copy", 2))
+__import__("faulthandler").enable(getattr(__import__("sys").stderr, "_original_stdstream_copy", 2), all_threads=False)
 """
 
 
@@ -178,7 +178,10 @@ class Kernel:
     def last_words(self) -> list[str]:
         """The last lines it wrote past Jupyter's messages: of a crash in C, say, or of a start that failed."""
         self._hear_more()
-        return self._heard.decode("utf-8", "replace").replace("\0", "").strip().split("\n")[-_LAST_LINES:]
+        text = self._heard.decode("utf-8", "replace").replace("\0", "")
+        crash = text.rfind("Fatal Python error")
+        lines = text[max(crash, 0) :].strip().split("\n")
+        return lines[:_LAST_LINES] if crash >= 0 else lines[-_LAST_LINES:]
 
     def _listen(self, fd: int, hear: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
