@@ -208,7 +208,8 @@ class Visitor(httpx.Client):
 
     @property
     def xsrf(self) -> str:
-        found = [cookie.value for cookie in self.cookies.jar if cookie.name == "_xsrf"]
+        # A server sets one of its own, on its own path.
+        found = [c.value for c in self.cookies.jar if c.name == "_xsrf" and c.path.endswith("/hub/")]
         return found[-1] or "" if found else ""
 
     def form(self, path: str, data: Mapping[str, Any], page: str | None = None) -> httpx.Response:
