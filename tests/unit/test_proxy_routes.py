@@ -86,6 +86,11 @@ def test_what_speaks_of_one_connection_ends_here() -> None:
     assert dict(kept) == {"Host": "h", "Content-Length": "3", "Cookie": "a=1", "X-Other": "2"}
 
 
+def test_header_bytes_that_are_no_utf8_are_not_lost() -> None:
+    given = CIMultiDict([("X-A", b"caf\xe9".decode("utf-8", "surrogateescape")), ("X-B", "鍛"), ("X-C", "c")])
+    assert dict(end_to_end(CIMultiDictProxy(given))) == {"X-A": "café", "X-B": "鍛", "X-C": "c"}
+
+
 @pytest.mark.parametrize(
     ("frame", "control"),
     [

@@ -38,7 +38,7 @@ class Person:
 class ServiceUnreachable(Unreachable):
     """The workbench service, which knows the tokens of attempts, does not answer."""
 
-    code = "service.unreachable"
+    code = "mlflow.service_unreachable"
 
 
 class Attempts:
@@ -77,13 +77,13 @@ class Attempts:
             answer = await self._client.get(self._url, headers={"Authorization": f"token {token}"})
             who: dict[str, Any] = answer.json() if answer.status_code in (200, 409) else {}
         except (httpx.HTTPError, ValueError):
-            return ServiceUnreachable(url=self._url)
+            return ServiceUnreachable()
         if answer.status_code == 409:
             params = (who.get("error") or {}).get("params") if isinstance(who, dict) else None
             return AttemptSuperseded(**(params if isinstance(params, dict) else {}))
         if answer.status_code == 200 and who.get("kind") == "attempt" and isinstance(who.get("name"), str):
             return Person(who["name"])
-        return NotAuthenticated() if answer.status_code < 500 else ServiceUnreachable(url=self._url)
+        return NotAuthenticated() if answer.status_code < 500 else ServiceUnreachable()
 
 
 class Identities:

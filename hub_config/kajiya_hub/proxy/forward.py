@@ -84,6 +84,12 @@ class Forwarder:
         self.busy.add(task)
         try:
             return await self._forward(request, route, task)
+        except ConnectionError:
+            raise
+        except Exception:
+            # Said here, because aiohttp's own log is full of what clients do wrong.
+            log.exception("Unexpected, while forwarding to %s", route.target)
+            raise
         finally:
             self.busy.discard(task)
 

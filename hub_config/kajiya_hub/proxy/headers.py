@@ -33,7 +33,18 @@ def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     for name in HOP_BY_HOP:
         if name in kept:
             del kept[name]
+    if not all(map(str.isascii, kept.values())):
+        return CIMultiDict((name, as_text(value)) for name, value in kept.items())
     return kept
+
+
+def as_text(value: str) -> str:
+    """A value that aiohttp can write: bytes that were no UTF-8 are taken for Latin-1, or they would be lost."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return value
 
 
 def tell_about_client(headers: CIMultiDict[str], request: web.BaseRequest) -> None:
@@ -49,7 +60,7 @@ def tell_about_client(headers: CIMultiDict[str], request: web.BaseRequest) -> No
     ):
         before = headers.getall(name, None)
         headers[name] = ",".join([*before, value]) if before else value
-    if "X-Forwarded-Host" not in headers:
+    if host and "X-Forwarded-Host" not in headers:
         headers["X-Forwarded-Host"] = host
 
 

@@ -23,6 +23,11 @@ from kajiya_hub.proxy.routes import Routes
 log = logging.getLogger("kajiya.proxy")
 
 
+# Every malformed request would leave a traceback in the log; what goes wrong in our own handlers they log themselves.
+_QUIET = logging.getLogger("kajiya.proxy.aiohttp")
+_QUIET.setLevel(logging.CRITICAL)
+
+
 class Proxy:
     """Both servers, public and REST API, on one route table."""
 
@@ -56,6 +61,7 @@ class Proxy:
             handler,
             handler_cancellation=True,  # a client that leaves ends the request to the target too
             access_log=None,
+            logger=_QUIET,
             auto_decompress=False,
             read_bufsize=BUFFER,
             max_line_size=LINE,
