@@ -3,11 +3,14 @@
 import os
 import shutil
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from kajiya.environment import uv
 from kajiya.errors import KajiyaError, NotConfigured
+from kajiya.machine import memory
+from kajiya.machine.gpus import gpus
 from kajiya.messages import message
 from kajiya_hub import access
 from kajiya_hub.datadir import DataDir, holder, network_file_system
@@ -36,7 +39,7 @@ class Check:
 
 def run(data: DataDir) -> list[Check]:
     """All checks; none of them changes anything."""
-    found = [_python(), _uv(), _data(data), _config(data)]
+    found = [_python(), _uv(), _data(data), _config(data), _memory(), _gpus()]
     if os.geteuid() == 0:
         found.append(_accounts(data))
     return found + _parts(data)
@@ -82,6 +85,19 @@ def _config(data: DataDir) -> Check:
     except KajiyaError as e:
         return Check("config", "bad", e.sentence())
     return _check("config", "good", "check.config")
+
+
+def _memory() -> Check:
+    if memory.delegated(enable=False) is not None:
+        return _check("memory", "good", "check.memory_cgroup")
+    return _check("memory", "worth_knowing", "check.memory_polled")
+
+
+def _gpus() -> Check:
+    kinds = Counter(gpu.kind for gpu in gpus())
+    if not kinds:
+        return _check("gpus", "good", "check.gpus_none")
+    return _check("gpus", "good", "check.gpus", gpus=[f"{count} × {kind}" for kind, count in kinds.items()])
 
 
 def _accounts(data: DataDir) -> Check:

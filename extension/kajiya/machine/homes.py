@@ -73,11 +73,8 @@ class Homes:
         path = self.root / slug(user)
         if not self.accounts:
             return Home(user, path)
-        try:
-            entry = pwd.getpwnam(account(user))
-        except KeyError:
-            return Home(user, path)
-        return Home(user, path, entry.pw_uid, entry.pw_gid)
+        entry = _account(account(user))
+        return Home(user, path) if entry is None else Home(user, path, entry.pw_uid, entry.pw_gid)
 
     def ensure(self, user: str) -> Home:
         """The home, made with the example notebooks if it is not there. Raises `SetupError` leaves, `OSError`."""
@@ -85,6 +82,8 @@ class Homes:
             _ensure_account(account(user), self.root / slug(user))
         home = self.of(user)
         if home.path.is_dir():
+            if home.uid is not None and home.path.stat().st_uid != home.uid:
+                raise HomeOfAnother(path=home.path, account=account(user))
             return home
         self.root.mkdir(parents=True, exist_ok=True)
         # Made beside and renamed: a home is there whole or not at all, and root never writes into a user's folder.
@@ -128,18 +127,27 @@ def copy_examples(target: Path) -> None:
             shutil.copyfile(entry, target / entry.name)
 
 
-def _ensure_account(name: str, home: Path) -> None:
+def _account(name: str) -> pwd.struct_passwd | None:
+    """The entry of an account that Kajiya made, or None. Raises `AccountFailed` where the name is another's."""
     try:
-        pwd.getpwnam(name)
-        return
+        entry = pwd.getpwnam(name)
     except KeyError:
-        pass
+        return None
+    try:
+        ours = name in grp.getgrnam(ACCOUNTS_GROUP).gr_mem
+    except KeyError:
+        ours = False
+    if not ours or entry.pw_uid == 0:
+        raise AccountFailed(command="useradd", problem=f"{name} is there already and is not Kajiya's")
+    return entry
+
+
+def _ensure_account(name: str, home: Path) -> None:
+    if _account(name) is not None:
+        return
     if os.geteuid() != 0:
         raise AccountsNeedRoot()
-    try:
-        grp.getgrnam(ACCOUNTS_GROUP)
-    except KeyError:
-        _run(["groupadd", "--system", "--force", ACCOUNTS_GROUP])
+    _run(["groupadd", "--system", "--force", ACCOUNTS_GROUP])
     # A group of its own for each account, so that a file's group never opens it to another user.
     place = ["--home-dir", str(home), "--shell", "/bin/bash"]
     _run(["useradd", "--no-create-home", "--user-group", "--groups", ACCOUNTS_GROUP, *place, name])
@@ -164,3 +172,9 @@ class AccountFailed(SetupError):
     """The system's tool could not make an account."""
 
     code = "accounts.failed"
+
+
+class HomeOfAnother(SetupError):
+    """The home was made by another account, such as in a start without --accounts."""
+
+    code = "accounts.home_of_another"
