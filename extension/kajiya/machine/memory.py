@@ -174,10 +174,11 @@ class Cgroup:
         return int(found[1]) if found else 0
 
 
-def delegated() -> Path | None:
+def delegated(enable: bool = True) -> Path | None:
     """The control group below which a tree may get one of its own, or None where the system delegates no memory.
 
-    That is this process's own group, if it is empty but for us, or the one above it, if that is ours too.
+    That is this process's own group, if it is empty but for us, or the one above it, if that is ours too. With
+    `enable=False` nothing is changed to find out, and the answer is what would most likely be.
     """
     mount = _mount(read_bytes("/proc/self/mountinfo").decode("utf-8", "replace"))
     own = next((line[3:] for line in read_bytes("/proc/self/cgroup").decode().splitlines() if line[:3] == "0::"), None)
@@ -187,7 +188,7 @@ def delegated() -> Path | None:
     for base in (here, here.parent):
         if base != mount and mount not in base.parents:
             break
-        if os.access(base, os.W_OK) and os.access(base / "cgroup.procs", os.W_OK) and _has_memory(base):
+        if os.access(base, os.W_OK) and os.access(base / "cgroup.procs", os.W_OK) and _has_memory(base, enable):
             return base
     return None
 
@@ -228,12 +229,14 @@ def _mount(mountinfo: str) -> Path | None:
     return None
 
 
-def _has_memory(base: Path) -> bool:
+def _has_memory(base: Path, enable: bool) -> bool:
     control = base / "cgroup.subtree_control"
     if b"memory" in read_bytes(str(control)).split():
         return True
     if b"memory" not in read_bytes(str(base / "cgroup.controllers")).split():
         return False
+    if not enable:
+        return not read_bytes(str(base / "cgroup.procs"))
     # The kernel refuses this where processes live in the group itself.
     with contextlib.suppress(OSError):
         control.write_text("+memory")
