@@ -66,6 +66,7 @@ class Service:
                 in_use=self.machine.servers,
             ),
             LoopSettings(retention_days=settings.retention.days, retention_per_owner=settings.retention.per_owner),
+            measures=self.metrics,
         )
         self.app = create_app(self._deps())
         self._stop = asyncio.Event()
@@ -135,7 +136,7 @@ def make_backend(name: str, settings: Settings) -> Any:
         return from_settings(settings)
     variables = settings.site.variables() | {
         "KAJIYA_API_URL": settings.service_url,
-        "MLFLOW_TRACKING_URI": settings.mlflow_url,
+        "MLFLOW_TRACKING_URI": settings.tracking_uri,
     }
 
     def prepare(owner: str, environment: str) -> None:

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from kajiya.types import Ending, Status
+from kajiya_hub.measures import Measures
 from kajiya_hub.store.rows import Counts
 
 _WAITS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
@@ -15,7 +16,7 @@ _LAGS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
 _LATENCIES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 
 
-class Metrics:
+class Metrics(Measures):
     """All metrics. Times are in seconds."""
 
     def __init__(self) -> None:
@@ -43,6 +44,18 @@ class Metrics:
             registry=self.registry,
         )
         self.streams = Gauge("kajiya_streams", "Event streams open now.", registry=self.registry)
+
+    def waited(self, seconds: float) -> None:
+        """A job began its attempt after so long."""
+        self.queue_wait.observe(max(0.0, seconds))
+
+    def round(self, seconds: float) -> None:
+        """A round of the loop ended so long after it was due."""
+        self.reconcile_lag.observe(max(0.0, seconds))
+
+    def failed(self) -> None:
+        """A round of the loop failed."""
+        self.reconcile_failures.inc()
 
     def watch_store(self, counts: Callable[[], Counts]) -> None:
         """Adds the jobs by status and the attempts by ending, counted anew for each answer."""

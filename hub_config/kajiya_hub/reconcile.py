@@ -18,6 +18,7 @@ from kajiya.types import ACTIVE, Capacity, Reason, Status
 from kajiya_hub.attempt_work import AttemptWork, hashed
 from kajiya_hub.backends.base import Backend, Observation, Watches
 from kajiya_hub.endings import Retrying, stopped_by
+from kajiya_hub.measures import Measures
 from kajiya_hub.queue import Decision, Holding, QueueLimits, decide
 from kajiya_hub.store.files import JobFiles
 from kajiya_hub.store.rows import QueuedJob
@@ -54,7 +55,9 @@ class Reconciler:
         settings: LoopSettings | None = None,
         retrying: Retrying | None = None,
         clock: Callable[[], float] = time.time,
+        measures: Measures | None = None,
     ) -> None:
+        self.measures = measures or Measures()
         self.store, self.backend, self.files, self.site = store, backend, files, site
         self.settings, self.retrying, self.clock = settings or LoopSettings(), retrying or Retrying(), clock
         self.active: dict[str, Tracked] = {}
@@ -89,11 +92,14 @@ class Reconciler:
         try:
             while not stop.is_set():
                 self._woken.clear()
+                due = time.monotonic()
                 try:
                     await self.tick()
+                    self.measures.round(time.monotonic() - due)
                     pause = self.settings.active_interval if self.active else self.settings.idle_interval
                 except Exception:
                     log.exception("a round of the loop failed")
+                    self.measures.failed()
                     pause = 1.0
                 try:
                     await asyncio.wait_for(self._woken.wait(), self._pause(pause))
@@ -267,6 +273,7 @@ class Reconciler:
         self.waiting.pop(queued.id, None)
         if job is None:
             return
+        self.measures.waited(self.clock() - max(queued.submitted_at, queued.not_before))
         tracked = self.active[job.id] = Tracked.of(job, self.files, token)
         tracked.task = asyncio.create_task(self._work.start(tracked))
 
