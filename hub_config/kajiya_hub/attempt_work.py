@@ -98,15 +98,18 @@ class AttemptWork:
                     parameters=job.parameters,
                     results=job.results_wanted,
                 )
-                async for state in self.backend.start(spec, tracked.state or None):
-                    tracked.state = state
-                    await self._kept(self.store.save_state, job.id, job.attempt, state)
+                async with asyncio.timeout(self.settings.start_timeout):
+                    async for state in self.backend.start(spec, tracked.state or None):
+                        tracked.state = state
+                        await self._kept(self.store.save_state, job.id, job.attempt, state)
             tracked.well()
             tracked.started = True
             self._wake()
-        except (KajiyaError, OSError) as e:
-            await self.guard(tracked, self._not_started(tracked, e))
         except Exception as e:
+            # By the contract nothing of it runs then; but a time that ran out says nothing about that.
+            if isinstance(e, (KajiyaError, OSError)) and not isinstance(e, TimeoutError):
+                await self.guard(tracked, self._not_started(tracked, e))
+                return
             log.exception("job %s, attempt %s: its start failed", *tracked.key)
             tracked.trouble(self.clock())
             # Trouble of the store's passes or stops everything; one of the backend's may be for ever.

@@ -10,14 +10,32 @@ import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from kajiya.sizes import show_size
 from kajiya.types import Capacity, Reason, Resources
-from kajiya_hub.store.rows import QueuedJob
 
 Vector = tuple[tuple[int, int], ...]
 """What a job takes: pairs of a resource's index and an amount, in thousandths of a CPU, bytes, or GPUs."""
+
+
+class Waiting(Protocol):
+    """A job that waits, as far as the queue looks at it. Times are UTC seconds; the higher priority goes first."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def profile(self) -> str: ...
+    @property
+    def resources(self) -> Resources: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def submitted_at(self) -> float: ...
+    @property
+    def not_before(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -115,7 +133,7 @@ class Machine:
 
 
 def decide(
-    waiting: Iterable[QueuedJob],
+    waiting: Iterable[Waiting],
     active: Iterable[Holding],
     capacity: Capacity,
     limits: QueueLimits,
@@ -140,7 +158,7 @@ class _Deciding:
         self.share: dict[str, list[int]] = {}
         self.count: dict[str, int] = {}
         self.profiles: dict[tuple[str, str], int] = dict(limits.in_use)
-        self.first: QueuedJob | None = None
+        self.first: Waiting | None = None
         self.kept: Vector | None = None
         for holding in active:
             self._hold(holding.owner, holding.profile)
@@ -150,10 +168,10 @@ class _Deciding:
             self.machine.take(vector)
             self._add(holding.owner, vector)
 
-    def run(self, waiting: Iterable[QueuedJob], reserved: str | None, depth: int | None) -> Decision:
-        later: list[QueuedJob] = []
-        owners: dict[str, list[QueuedJob]] = {}
-        first: QueuedJob | None = None
+    def run(self, waiting: Iterable[Waiting], reserved: str | None, depth: int | None) -> Decision:
+        later: list[Waiting] = []
+        owners: dict[str, list[Waiting]] = {}
+        first: Waiting | None = None
         for job in waiting:
             if job.not_before > self.now:
                 later.append(job)
@@ -179,7 +197,7 @@ class _Deciding:
             self._wait(job, position, "waiting.retry", seconds=max(1, round(job.not_before - self.now)))
         return self.decision
 
-    def _in_order(self, owners: dict[str, list[QueuedJob]]) -> Iterable[QueuedJob]:
+    def _in_order(self, owners: dict[str, list[Waiting]]) -> Iterable[Waiting]:
         for jobs in owners.values():
             # Reversed, as the next is taken from the end.
             jobs.sort(key=lambda j: (-j.priority, j.submitted_at, j.id), reverse=True)
@@ -199,7 +217,7 @@ class _Deciding:
             else:
                 heapq.heappop(heap)
 
-    def _settle(self, job: QueuedJob, position: int, favoured: bool = False) -> int:
+    def _settle(self, job: Waiting, position: int, favoured: bool = False) -> int:
         """Starts the job or says why it waits; gives the last place that is taken."""
         reason = self._limited(job)
         vector = self.machine.vector(job.resources)
@@ -221,7 +239,7 @@ class _Deciding:
             return position - 1
         return position
 
-    def _limited(self, job: QueuedJob) -> tuple[str, dict[str, Any]] | None:
+    def _limited(self, job: Waiting) -> tuple[str, dict[str, Any]] | None:
         limit = self.limits.jobs_active
         if limit is not None and self.count.get(job.owner, 0) >= limit:
             return "waiting.owner_limit", {"limit": limit}
@@ -230,7 +248,7 @@ class _Deciding:
             return "waiting.profile_limit", {"profile": job.profile, "limit": limit}
         return None
 
-    def _blocked(self, job: QueuedJob, position: int, vector: Vector, missing: list[int], favoured: bool) -> None:
+    def _blocked(self, job: Waiting, position: int, vector: Vector, missing: list[int], favoured: bool) -> None:
         if self.first is None:
             self.first = job
             due = max(job.submitted_at, job.not_before) + self.limits.reserve_after
@@ -256,7 +274,7 @@ class _Deciding:
             for i, amount in vector
         )
 
-    def _wait(self, job: QueuedJob, position: int, code: str, **params: Any) -> None:
+    def _wait(self, job: Waiting, position: int, code: str, **params: Any) -> None:
         self.decision.waits[job.id] = (position, Reason(code=code, params=params))
 
     def _hold(self, owner: str, profile: str) -> None:

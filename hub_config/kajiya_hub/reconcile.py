@@ -197,7 +197,8 @@ class Reconciler:
         if not todo:
             return
         try:
-            seen = await self.backend.check([t.ref(self.files) for t in todo])
+            async with asyncio.timeout(self.settings.ask_timeout):
+                seen = await self.backend.check([t.ref(self.files) for t in todo])
         except Exception:
             log.exception("looking at the attempts failed")
             seen = [Observation("unreachable")] * len(todo)
@@ -232,7 +233,8 @@ class Reconciler:
         if job.status is not Status.stopping:
             await self._do(self.store.set_status, job.id, job.attempt, Status.stopping)
         if tracked.stop_sent_at is None or now - tracked.stop_sent_at >= self.settings.stop_again_after:
-            await self.backend.stop(tracked.ref(self.files), self.settings.grace)
+            async with asyncio.timeout(self.settings.ask_timeout):
+                await self.backend.stop(tracked.ref(self.files), self.settings.grace)
             tracked.stop_sent_at = now
             self._woken.set()
 

@@ -70,6 +70,8 @@ class LoopSettings:
     grace: float = 10
     stop_again_after: float = 30
     start_tries: int = 5
+    start_timeout: float = 3600
+    ask_timeout: float = 60
     end_tries: int = 8
     full_view_every: float = 2.0
     long_queue: int = 300

@@ -234,4 +234,18 @@ async def rounds(loop, world, until, most=300, seconds=0.5):
     return until()
 
 
-__all__ = ["Bench", "Kill", "Killed", "NoCapacity", "World", "WorldBackend", "rounds"]
+def ended(bench, *ids):
+    return lambda: all(bench.job(i).status.final for i in ids)
+
+
+async def finish(bench, *ids, loop=None, most=300, seconds=0.5):
+    loop = loop or bench.loop()
+    assert await rounds(loop, bench.world, ended(bench, *ids), most, seconds), [bench.job(i) for i in ids]
+    for _ in range(3):
+        await loop.tick()
+        await asyncio.sleep(0.002)
+    await loop.close()
+    return loop
+
+
+__all__ = ["Bench", "Kill", "Killed", "NoCapacity", "World", "WorldBackend", "ended", "finish", "rounds"]

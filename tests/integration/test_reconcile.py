@@ -1,18 +1,16 @@
-"""The loop: every way through it, and a kill between any two of its steps."""
+"""The loop: every way through it."""
 
 import asyncio
 import errno
 import logging
-import threading
 
 import pytest
 
-from helpers.world import FAST, Bench, Kill, Killed, World, WorldBackend, rounds
+from helpers.world import Bench, WorldBackend, ended, finish, rounds
 from kajiya.errors import KernelUnknown, NoCapacity
 from kajiya.profiles import Limits
-from kajiya.types import ACTIVE, Ending, GiB, Progress, Reason, Resources, Status
+from kajiya.types import ACTIVE, Ending, Progress, Reason, Status
 from kajiya_hub.reconcile import Site
-from kajiya_hub.tracked import LoopSettings
 
 
 @pytest.fixture
@@ -20,20 +18,6 @@ def bench(tmp_path):
     bench = Bench(tmp_path)
     yield bench
     bench.store.close()
-
-
-def ended(bench, *ids):
-    return lambda: all(bench.job(i).status.final for i in ids)
-
-
-async def finish(bench, *ids, loop=None, most=300, seconds=0.5):
-    loop = loop or bench.loop()
-    assert await rounds(loop, bench.world, ended(bench, *ids), most, seconds), [bench.job(i) for i in ids]
-    for _ in range(3):
-        await loop.tick()
-        await asyncio.sleep(0.002)
-    await loop.close()
-    return loop
 
 
 async def test_a_job_goes_through_to_its_end(bench):
@@ -369,173 +353,3 @@ async def test_a_disk_that_was_full_at_the_end_loses_nothing(bench, monkeypatch)
     assert bench.job(id).reason == Reason(code="loop.trouble", params={"problem": "disk.full"})
     await finish(bench, id, loop=loop)
     assert [r.path for r in bench.job(id).results] == ["a.txt"] and bench.job(id).reason is None
-
-
-async def test_many_start_at_once_but_not_too_many(bench):
-    at_once, most = 0, 0
-
-    class Counting(WorldBackend):
-        async def start(self, spec, state=None):
-            nonlocal at_once, most
-            at_once += 1
-            most = max(most, at_once)
-            await asyncio.sleep(0.01)
-            async for s in super().start(spec, state):
-                yield s
-            at_once -= 1
-
-    bench.world.cpus = bench.world.free_cpus = 100
-    ids = [bench.submit() for _ in range(12)]
-    loop = bench.loop(backend=Counting(bench.world), settings=LoopSettings(starts_at_once=3, retention_every=1e9))
-    await finish(bench, *ids, loop=loop)
-    assert most == 3 and bench.statuses() == {"succeeded": 12}
-
-
-async def test_run_is_woken_by_a_submit_from_another_thread_and_ends_when_told(bench):
-    # An hour between rounds: only a wake brings anything about in the time a test has.
-    loop = bench.loop(settings=LoopSettings(idle_interval=3600, active_interval=0.01, retention_every=1e9))
-    stop = asyncio.Event()
-    task = asyncio.create_task(loop.run(stop))
-    await asyncio.sleep(0.05)
-    ids = []
-    thread = threading.Thread(target=lambda: ids.append(bench.submit()))
-    thread.start()
-    async with asyncio.timeout(20):
-        while not ids or not bench.job(ids[0]).status.final:
-            await asyncio.sleep(0.01)
-    thread.join()
-    assert loop.age() < 20
-    stop.set()
-    await asyncio.wait_for(task, 20)
-
-
-async def test_retention_forgets_rows_and_folders(bench):
-    old = [bench.submit() for _ in range(3)]
-    await finish(bench, *old)
-    bench.world.now += 1
-    settings = LoopSettings(retention_days=None, retention_per_owner=1, retention_every=0)
-    kept = bench.submit()
-    loop = bench.loop(settings=settings)
-    await rounds(loop, bench.world, ended(bench, kept))
-    await loop.tick()
-    await loop.close()
-    assert [j.id for j in bench.store.jobs().items] == [kept]
-    assert bench.files.folder(kept).is_dir() and not any(bench.files.folder(i).exists() for i in old)
-
-
-# --- a kill between any two steps
-PLANS = {
-    "success": {},
-    "retried": {"retries": {Ending.kernel_died: 1}, "stride": 3},
-    "failed": {"end": Ending.notebook_error, "stride": 4},
-    "stopped": {"stop": True, "stride": 2},
-}
-
-
-async def _until_dead_or_done(bench, loop, kill, id, stop):
-    try:
-        for _ in range(200):
-            if bench.job(id).status.final and not loop.active:
-                return True
-            await loop.tick()
-            if stop and bench.job(id).status is Status.running:
-                bench.store.request_stop(id, by="ann")
-            await asyncio.sleep(0.001)
-            bench.world.now += 2
-            if kill.dead:
-                return False
-        raise AssertionError(f"never ended: {bench.job(id)}, {loop.active}")
-    except Killed:
-        return False
-    finally:
-        kill.dead = True  # tasks of a dead process do nothing more
-        try:
-            await loop.close()
-        except Killed:
-            pass
-
-
-@pytest.mark.parametrize("plan", PLANS)
-async def test_killed_between_any_two_steps_the_next_loop_ends_with_the_same_truth(tmp_path, plan):
-    wanted = PLANS[plan]
-    at, kills = 1, 0
-    while True:
-        bench = Bench(tmp_path / str(at), World())
-        bench.world.looks_before_end = 10**9 if wanted.get("stop") else 2
-        bench.world.default_end = wanted.get("end", Ending.succeeded)
-        id = bench.submit(retries=wanted.get("retries", {}))
-        if "retries" in wanted:
-            bench.world.ends[id, 1] = Ending.kernel_died
-        kill = Kill(at)
-        done = await _until_dead_or_done(bench, bench.loop(kill), kill, id, wanted.get("stop"))
-        if not done:
-            kills += 1
-            assert await _until_dead_or_done(bench, bench.loop(), Kill(), id, wanted.get("stop")), at
-        job, where = bench.job(id), f"killed at step {at}: {bench.job(id)}"
-        status = {"failed": Status.failed, "stopped": Status.stopped}.get(plan, Status.succeeded)
-        assert job.status is status, where
-        tries = 2 if plan == "retried" else 1
-        assert [a.number for a in job.attempts] == list(range(1, tries + 1)), where
-        assert all(a.status.final and a.ended_at for a in job.attempts), where
-        # Never was one attempt begun twice; only a stop can come before the first begin.
-        assert max(bench.world.begun.values(), default=0) <= 1, where
-        assert set(bench.world.begun) == {(id, n + 1) for n in range(tries)} or plan == "stopped", where
-        assert not bench.store.active() and not bench.store.queued(), where
-        bench.store.close()
-        if done:
-            break
-        # Where a plan shares its beginning with another, not each step is taken again.
-        at += wanted.get("stride", 1)
-    assert kills > 8
-
-
-async def test_killed_while_no_capacity_was_found(tmp_path):
-    at = 1
-    while True:
-        bench = Bench(tmp_path / str(at), World())
-        bench.world.refuse = [NoCapacity(resource="CPUs", asked="1", free="0", total="4")]
-        id = bench.submit(retries={})
-        kill = Kill(at)
-        done = await _until_dead_or_done(bench, bench.loop(kill), kill, id, False)
-        if not done:
-            assert await _until_dead_or_done(bench, bench.loop(), Kill(), id, False)
-        job = bench.job(id)
-        # Killed before the refusal was stored, the same attempt starts again.
-        assert job.status is Status.succeeded and [a.number for a in job.attempts] in ([1], [2]), (at, job)
-        bench.store.close()
-        if done:
-            break
-        at += 2
-
-
-async def test_a_big_machine_and_many_jobs_leave_none_behind(bench):
-    bench.world.cpus = bench.world.free_cpus = 7
-    ids = [bench.submit(owner=f"o{i % 5}", resources=Resources(cpu=1 + i % 3, memory=GiB)) for i in range(60)]
-    for i, id in enumerate(ids):
-        if i % 10 == 0:
-            bench.world.ends[id, 1] = Ending.notebook_error
-    await finish(bench, *ids, most=1000)
-    assert bench.statuses() == {"succeeded": 54, "failed": 6}
-    assert max(bench.world.begun.values()) == 1
-
-
-assert FAST.retention_every > 1e6
-
-
-async def test_the_shipped_fake_serves_the_loop(bench):
-    from kajiya_hub.backends.fake import FakeBackend
-
-    plays = {}
-    backend = FakeBackend(plays=lambda spec: plays[spec.job])
-    for play in ("succeed", "fail", "wait", "hog"):
-        plays[bench.submit()] = play
-    good, bad, long, hungry = plays
-    loop = bench.loop(backend=backend)
-    await rounds(
-        loop, bench.world, lambda: ended(bench, good, bad, hungry)() and bench.job(long).status is Status.running
-    )
-    backend.lose(long, 1)
-    await finish(bench, long, loop=loop)
-    found = [bench.job(i).attempts[0].ending for i in plays]
-    assert found == [Ending.succeeded, Ending.notebook_error, Ending.preempted, Ending.out_of_memory]
-    assert len(backend.begun) == len(set(backend.begun)) == 4
