@@ -232,3 +232,20 @@ async def test_the_document_is_complete(tmp_path: Path) -> None:
                 assert "404" in operation["responses"], where
             refused = operation["responses"]["401"]["content"]["application/json"]["schema"]
             assert refused == {"$ref": "#/components/schemas/ErrorBody"}, where
+
+
+async def test_the_log_has_a_line_for_each_request_and_nothing_secret(
+    api: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="kajiya_hub.access")
+    answer = await api.get("jobs?q=private-words&token=t-hanako")
+    await api.http.request("MADEUP", f"{PREFIX}/api/jobs")
+    first, second = [r for r in caplog.records if r.name == "kajiya_hub.access"][-2:]
+    assert first.getMessage() == f"GET {PREFIX}/api/jobs 200"
+    assert (vars(first)["user"], vars(first)["status"]) == ("hanako", 200)
+    assert answer.headers["x-request-id"]
+    assert second.getMessage().startswith("MADEUP")
+    for record in (first, second):
+        assert "private-words" not in str(vars(record))
+        assert "t-hanako" not in str(vars(record))
+    assert "MADEUP" not in api.deps.metrics.text().decode()

@@ -13,6 +13,7 @@ from kajiya_hub.logs import request_id
 from kajiya_hub.metrics import Metrics
 
 log = logging.getLogger("kajiya_hub.access")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -66,13 +67,15 @@ class Around:
         # The pattern of the route, not the path: paths are without number.
         route = getattr(scope.get("route"), "path", None) or "unknown"
         if not stream:
-            self._metrics.requests.labels(scope["method"], route, str(status)).observe(seconds)
+            # A made-up method must not make a new series.
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._metrics.requests.labels(method, route, str(status)).observe(seconds)
         state: dict[str, Any] = scope.get("state", {})
         if route.endswith("/health") and status == 200:
             return
         log.info(
             "%s %s %s",
-            scope["method"],
+            scope["method"][:20],
             scope["path"][:300],
             status,
             extra={"status": status, "seconds": round(seconds, 4), "user": state.get("user"), "route": route},
