@@ -49,12 +49,16 @@ class Holding:
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """Limits that hold now. `in_use` counts what else uses a profile by owner and profile: servers."""
+    """Limits that hold now. `in_use` counts what else uses a profile by owner and profile: servers.
+
+    No retry is put off for more than `longest_wait` seconds; a later time is due to a clock that was set back.
+    """
 
     jobs_active: int | None = None
     profiles: Mapping[str, int] = field(default_factory=dict[str, int])
     in_use: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     reserve_after: float = 600
+    longest_wait: float = 3600
 
 
 @dataclass
@@ -173,7 +177,7 @@ class _Deciding:
         owners: dict[str, list[Waiting]] = {}
         first: Waiting | None = None
         for job in waiting:
-            if job.not_before > self.now:
+            if self.now < job.not_before <= self.now + self.limits.longest_wait:
                 later.append(job)
             elif job.id == reserved:
                 first = job

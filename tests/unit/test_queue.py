@@ -149,6 +149,14 @@ CASES = {
         [f"f{i}" for i in range(10)],
         {"f10": (1, "waiting.capacity")},
     ),
+    "a clock that was set back does not put a retry off for ever": (
+        [job("again", not_before=NOW + 86400)],
+        [],
+        machine(),
+        QueueLimits(),
+        ["again"],
+        {},
+    ),
     "a retry waits for its time, at the end": (
         [job("again", not_before=NOW + 30, at=1), job("new", r=ask(8), at=2)],
         [],
