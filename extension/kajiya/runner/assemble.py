@@ -44,6 +44,7 @@ class _Run:
         self.texts: dict[tuple[int, int], list[str]] = {}
         self.widgets: dict[str, Any] = {}
         self.end: Event | None = None
+        self.shown = False
         self.papermill: dict[str, Any] = {"parameters": {}, "start_time": None, "end_time": None, "exception": None}
 
     def take(self, event: Event) -> None:
@@ -52,7 +53,7 @@ class _Run:
             return
         try:
             handler(event)
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, OSError):
             # The log lies where its owner can write: a line that is no event of ours changes nothing.
             return
 
@@ -72,6 +73,8 @@ class _Run:
 
     def on_parameters(self, event: Event) -> None:
         index, source = event["index"], event["source"]
+        if self.shown:
+            raise ValueError("cells can't move once something was shown in them")
         if not isinstance(index, int) or not isinstance(source, str) or not 0 <= index <= len(self.cells):
             raise IndexError
         cell: Cell = {
@@ -90,6 +93,7 @@ class _Run:
         output = _plain_output(event["output"])
         if index in self.clear_next:
             self.clear(index, cell)
+        self.shown = True
         outputs: list[dict[str, Any]] = cell["outputs"]
         if output["output_type"] == "stream":
             if outputs and outputs[-1]["output_type"] == "stream" and outputs[-1]["name"] == output["name"]:
@@ -141,9 +145,10 @@ class _Run:
         )
 
     def on_end(self, event: Event) -> None:
-        self.end = event
+        status = str(event["status"])
         self.papermill["end_time"] = _time(event)
-        self.papermill["exception"] = event["status"] not in ("succeeded", "stopped")
+        self.papermill["exception"] = status not in ("succeeded", "stopped")
+        self.end = event
 
     # --- the whole
     def result(self) -> Notebook:
@@ -160,7 +165,7 @@ class _Run:
         self.metadata["papermill"] = self.papermill
         cells = self.cells
         failed = self.end.get("cell") if self.end else None
-        if self.end and self.end["status"] not in ("succeeded", "stopped") and isinstance(failed, int):
+        if self.end and self.papermill["exception"] and isinstance(failed, int):
             cells = _marked(cells, failed, self.end)
         return {**self.rest, "metadata": self.metadata, "cells": cells}
 
