@@ -180,23 +180,30 @@ def free_words(seen: ProfileView, capacity: Capacity | None, look: Look) -> dict
     if capacity is None:
         return {"cpu": "", "memory": "", "gpus": ""}
     gpus = [g for g in capacity.gpus if seen.resources.gpu_kind in (None, g.kind)]
-    memory = {"free": show_size(capacity.memory.free), "total": show_size(capacity.memory.total)}
+    free, total = of_sizes(capacity.memory.free, capacity.memory.total)
     return {
         "cpu": look.say("picker.shared"),
-        "memory": look.say("picker.free_of", **memory),
+        "memory": look.say("picker.free_of", free=free, total=total),
         "gpus": look.say("picker.free_of", free=sum(g.free for g in gpus), total=sum(g.total for g in gpus)),
     }
+
+
+def of_sizes(free: float, total: float) -> tuple[str, str]:
+    """Two sizes to be read together: the first without its unit where both have the same."""
+    one, other = show_size(free), show_size(total)
+    number, _, unit = one.partition(" ")
+    return (number if other.endswith(f" {unit}") else one), other
 
 
 def machine_rows(capacity: Capacity | None, look: Look) -> list[dict[str, Any]]:
     """The whole machine: an icon's name, words, and how much is in use in percent, for each resource."""
     if capacity is None:
         return []
+    free, total = of_sizes(capacity.memory.free, capacity.memory.total)
     rows = [
         ("cpu", look.say("picker.cpus"), f"{capacity.cpu.free:.3g}", f"{capacity.cpu.total:g}", capacity.cpu),
-        ("memory", look.say("picker.memory_name"), show_size(capacity.memory.free), show_size(capacity.memory.total),
-         capacity.memory),
-    ]  # fmt: skip
+        ("memory", look.say("picker.memory_name"), free, total, capacity.memory),
+    ]
     rows += [("gpu", g.kind, str(g.free), str(g.total), g) for g in capacity.gpus]
     return [
         {
@@ -211,7 +218,11 @@ def machine_rows(capacity: Capacity | None, look: Look) -> list[dict[str, Any]]:
 
 def state_words(seen: ProfileView, look: Look) -> str:
     """The one sentence on a card: it can be had now, or why not."""
-    return look.say("picker.available") if seen.reason is None else seen.reason.message
+    if seen.reason is None:
+        return look.say("picker.available")
+    # Shorter than the error's own sentence: it stands on the card that it is about, which must not grow.
+    code = {"capacity.none": "picker.not_now", "profile.too_large": "picker.too_large"}.get(seen.reason.code)
+    return look.reason(code, seen.reason.params) if code else seen.reason.message
 
 
 def live(shown: list[ProfileView], capacity: Capacity | None, look: Look) -> dict[str, Any]:
