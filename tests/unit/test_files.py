@@ -150,6 +150,15 @@ def test_what_is_received_is_there_and_read_only(files, job):
     assert (files.root / ".incoming").stat().st_mode & 0o77 == 0 and list((files.root / ".incoming").iterdir()) == []
 
 
+def test_no_other_account_can_look_in(files, job, attempt):
+    (attempt / "work" / "a").write_text("a")
+    files.collect_results(job, 1, ["a"])
+    modes = {p.name: p.stat().st_mode & 0o777 for p in files.folder(job).iterdir()}
+    assert modes == {"input": 0o700, "attempts": 0o711, "results": 0o700}
+    assert {p.stat().st_mode & 0o777 for p in (files.root, files.folder(job).parent, files.folder(job))} == {0o711}
+    assert (files.input(job) / "files").stat().st_mode & 0o77 == 0
+
+
 def test_nothing_counts_before_the_commit(files):
     id = new_id()
     with pytest.raises(RuntimeError), files.receive(id) as inbox:

@@ -126,7 +126,8 @@ class JobFiles:
         new = kept.with_name(f"{number}.new")
         with disk_errors(kept):
             remove_tree(new)
-            new.mkdir(parents=True, mode=0o700)
+            new.parent.mkdir(exist_ok=True, mode=0o700)
+            new.mkdir(mode=0o700)
             collected = collect(self.attempt(job, number) / "work", new, number, patterns, caps or Caps())
             remove_tree(kept)
             new.rename(kept)
@@ -156,7 +157,7 @@ class JobFiles:
             return
         remove_tree(away)
 
-    def sweep(self, known: Callable[[Sequence[str]], set[str]], older_than: float = 3600) -> list[str]:
+    def sweep(self, known: Callable[[Sequence[str]], set[str]], older_than: float = 7200) -> list[str]:
         """Removes what a crash left: half received input, half removed folders, and input whose job was never stored.
 
         Only what is older than so many seconds, as a submit may be under way; 0 is for the start. Gives the job ids.
@@ -189,7 +190,8 @@ class Inbox:
         self.files: list[str] = []
         self.path = files.root / ".incoming" / f"{job}-{secrets.token_hex(6)}"
         with disk_errors(self.path):
-            (self.path / "files").mkdir(parents=True, mode=0o700)
+            self.path.mkdir(mode=0o700)
+            (self.path / "files").mkdir(mode=0o700)
 
     def __enter__(self) -> "Inbox":
         return self
@@ -243,7 +245,9 @@ class Inbox:
         with disk_errors(final):
             for folder, _, _ in os.walk(self.path):
                 fsync_folder(Path(folder))
-            final.parent.mkdir(parents=True, mode=0o711)
+            # Passable and not listable: with accounts, each passes to its own attempts and sees no other ids.
+            final.parent.parent.mkdir(exist_ok=True, mode=0o711)
+            final.parent.mkdir(mode=0o711)
             self.path.rename(final)
             for folder in (final.parent, final.parent.parent, self._files.root):
                 fsync_folder(folder)
