@@ -95,7 +95,7 @@ def test_a_control_group_tells_its_use_and_names_whom_the_kernel_ended(tmp_path:
         assert meter.look().killed is None, "each is told once"
         meter.join()
         assert (group / "cgroup.procs").read_text() == "0"
-        meter.close()
+        memory.end_group(group, seconds=0)
         assert (group / "cgroup.kill").read_text() == "1"
     finally:
         for one in (small, big):

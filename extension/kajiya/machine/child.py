@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36  # linux/prctl.h
+JOINING = "control group"
 OOM_SCORE_ADJ = 300
 """So that on a machine without memory the kernel ends a job or a server before the service and the supervisors."""
 
@@ -83,8 +84,9 @@ def start(
             os.dup2(output, 1)
             os.dup2(output, 2)
             _forget_signals()
-            step = "limits"
+            step = JOINING
             join()
+            step = "limits"
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, cpus)
             with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123

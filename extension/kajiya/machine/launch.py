@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kajiya.machine import process, records
+from kajiya.machine import memory, process, records
 from kajiya.machine.gpus import FAKE_VARIABLE
 from kajiya.machine.process import Identity
 
@@ -128,6 +128,10 @@ def end_leftovers(found: Standing, deadline: float = 10.0) -> bool:
     lease = found.lease or {}
     if not lease.get("tree"):
         return True
+    group = lease.get("cgroup")
+    if isinstance(group, str) and Path(group).name == f"kajiya-{lease['tree']}":
+        # Whoever hid its mark and left its session is still in here.
+        memory.end_group(Path(group))
     sessions: list[int] = []
     session, born = lease.get("child_pid"), lease.get("child_start_time")
     if isinstance(session, int) and isinstance(born, int) and lease.get("boot_id") == process.boot_id():

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import time
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -164,14 +165,24 @@ class Cgroup:
 
     def close(self) -> None:
         """Ends whoever is left in the group, and removes it."""
-        with contextlib.suppress(OSError):
-            (self.folder / "cgroup.kill").write_text("1")
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+        end_group(self.folder)
 
     def _events(self, name: str) -> int:
         found = re.search(rf"^{name} (\d+)$".encode(), read_bytes(str(self.folder / "memory.events")), re.MULTILINE)
         return int(found[1]) if found else 0
+
+
+def end_group(folder: Path, seconds: float = 2.0) -> None:
+    """Ends all processes of a control group of ours, and removes it; no error if it is gone."""
+    with contextlib.suppress(OSError):
+        (folder / "cgroup.kill").write_text("1")
+    until = time.monotonic() + seconds
+    # It can't be removed before the last of them has been collected.
+    while folder.is_dir() and time.monotonic() < until:
+        try:
+            folder.rmdir()
+        except OSError:
+            time.sleep(0.02)
 
 
 def delegated(enable: bool = True) -> Path | None:

@@ -134,9 +134,7 @@ class Supervisor:
             env["KAJIYA_NOTICES"] = str(spec.run_dir / records.NOTICES)
         self.began = time.monotonic()
         try:
-            self.child = child.start(
-                spec.argv, spec.cwd, env, self.log.writing, self.allocation.cpus, become, self.meter.join
-            )
+            self.child = self._fork(env, become)
         except child.CouldNotExecute as e:
             what = {"cwd": spec.cwd, "program": spec.argv[0]}.get(e.step, e.step)
             params = {"program": what, "problem": os.strerror(e.errno) if e.errno else "an unknown error"}
@@ -149,12 +147,33 @@ class Supervisor:
             "child_start_time": first.start_time if first else None,
             "cpus": self.allocation.cpus,
             "gpus": self.allocation.gpus,
+            "cgroup": str(self.meter.folder) if isinstance(self.meter, memory.Cgroup) else None,
             "started_at": time.time(),
         }
         # Whoever reads this only shows it; a disk that is full now must not end what runs.
         with contextlib.suppress(OSError):
             records.write(self.folder, records.LEASE, self.lease)
         return None
+
+    def _fork(self, env: dict[str, str], become: child.Account | None) -> int:
+        assert self.log is not None and self.allocation is not None and self.meter is not None
+        while True:
+            try:
+                return child.start(
+                    self.spec.argv,
+                    self.spec.cwd,
+                    env,
+                    self.log.writing,
+                    self.allocation.cpus,
+                    become,
+                    self.meter.join,
+                )
+            except child.CouldNotExecute as e:
+                if e.step != child.JOINING or isinstance(self.meter, memory.Polled):
+                    raise
+            # A group that could be made and not be entered: looking does as well.
+            self.meter.close()
+            self.meter = memory.Polled(self.spec.want.memory)
 
     def _failed(self, e: Exception) -> Verdict:
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
