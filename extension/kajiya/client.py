@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from kajiya import credentials
 from kajiya.connection import Connection, Event, M
-from kajiya.errors import DownloadDamaged, FileExists, InvalidRequest, JobNotFound
+from kajiya.errors import DownloadDamaged, FileExists, InvalidRequest, JobEnded, JobNotFound
 from kajiya.messages import preferred_language
 from kajiya.types import Capacity, Health, Job, JobAgain, JobSubmit, Page, ProfileView, Result, Status, Whoami
 from kajiya.upload import Upload
@@ -130,8 +130,16 @@ class Client:
         return self._line.get(Page[Job], "api/jobs", {k: v for k, v in params.items() if v not in (None, [])})
 
     def stop(self, id: str) -> Job:
-        """Asks for a job's stop; it has stopped when its status says so."""
-        return self._line.parse(Job, self._line.send("POST", f"api/jobs/{_id(id)}/stop"))
+        """Asks for a job's stop; it has stopped when its status says so. Raises `JobEnded`."""
+        tries: list[int] = []
+        try:
+            answer = self._line.send("POST", f"api/jobs/{_id(id)}/stop", make=lambda: _counted(tries))
+        except JobEnded:
+            # Stopped by the first try, whose answer got lost.
+            if len(tries) == 1:
+                raise
+            return self.job(id)
+        return self._line.parse(Job, answer)
 
     def again(self, id: str, changes: JobAgain | None = None, key: str | None = None) -> Job:
         """Runs a job's own inputs again as a new job, with changes."""
@@ -145,13 +153,8 @@ class Client:
     def delete(self, id: str) -> None:
         """Deletes an ended job with all it kept. Raises `JobNotEnded`."""
         tries: list[int] = []
-
-        def counted() -> dict[str, Any]:
-            tries.append(1)
-            return {}
-
         try:
-            self._line.send("DELETE", f"api/jobs/{_id(id)}", make=counted)
+            self._line.send("DELETE", f"api/jobs/{_id(id)}", make=lambda: _counted(tries))
         except JobNotFound:
             # Gone by the first try, whose answer got lost.
             if len(tries) == 1:
@@ -255,6 +258,11 @@ def checked(model: type[M], values: Mapping[str, Any]) -> M:
         first = e.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidRequest(field=field, problem=first["msg"]) from None
+
+
+def _counted(tries: list[int]) -> dict[str, Any]:
+    tries.append(1)
+    return {}
 
 
 def _id(id: str) -> str:
