@@ -70,6 +70,7 @@ class Reconciler:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._round_ended = time.monotonic()
         self._tidied_at = clock()
+        self._tidying: asyncio.Task[None] | None = None
 
     # --- from outside
     def wake(self) -> None:
@@ -116,6 +117,8 @@ class Reconciler:
     async def close(self, *helpers: asyncio.Task[Any]) -> None:
         """Ends the tasks of this loop, not the attempts."""
         tasks = [*helpers, *(t.task for t in self.active.values() if t.task is not None)]
+        if self._tidying is not None:
+            tasks.append(self._tidying)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -139,7 +142,7 @@ class Reconciler:
         await self._look()
         await self._save_progress()
         await self._start_waiting()
-        await self._tidy()
+        self._tidy_sometimes()
         self._round_ended = time.monotonic()
 
     async def _learn(self) -> None:
@@ -314,20 +317,24 @@ class Reconciler:
         )
 
     # --- retention
+    def _tidy_sometimes(self) -> None:
+        """Beside the rounds, as removing many files takes long."""
+        due = self.clock() - self._tidied_at >= self.settings.retention_every
+        if due and (self._tidying is None or self._tidying.done()):
+            self._tidied_at = self.clock()
+            self._tidying = asyncio.create_task(self._tidy())
+
     async def _tidy(self) -> None:
-        if self.clock() - self._tidied_at < self.settings.retention_every:
-            return
-        self._tidied_at = self.clock()
         days = self.settings.retention_days
         before = None if days is None else datetime.now(UTC) - timedelta(days=days)
         try:
             for _ in range(10):
-                ids = await self._do(self.store.prune, before, self.settings.retention_per_owner, 100)
+                ids = await asyncio.to_thread(self.store.prune, before, self.settings.retention_per_owner, 100)
                 for id in ids:
-                    await self._do(self.files.delete, id)
+                    await asyncio.to_thread(self.files.delete, id)
                 if not ids:
                     break
-            await self._do(self.files.sweep, self.store.known)
+            await asyncio.to_thread(self.files.sweep, self.store.known)
         except Exception:
             log.exception("tidying up failed")
 
