@@ -20,6 +20,7 @@ from helpers.homes import PlainHome, PlainHomes
 from helpers.wait import until
 from kajiya.machine import process
 from kajiya.machine.allocations import Allocations
+from kajiya.machine.homes import AccountFailed, Homes
 from kajiya.machine.launch import standing
 from kajiya.types import Ending, Environment, MiB, Resources
 from kajiya_hub.backends.base import AttemptRef, AttemptSpec, Observation
@@ -290,6 +291,33 @@ def test_an_environment_that_can_not_be_prepared_fails_the_start(place: Path) ->
 
     with pytest.raises(OSError, match="no environment default of 花子"):
         asyncio.run(drive(backend(place, prepare=prepare), make(place)))
+
+
+def test_with_accounts_nobody_without_one_runs_as_root(place: Path) -> None:
+    spec = make(place, owner="nobody-we-know")
+    local = LocalBackend(Homes(place / "homes", accounts=True), place / "machine", command=lambda home, spec: ["true"])
+    with pytest.raises(AccountFailed):
+        asyncio.run(drive(local, spec))
+    assert not spec.directory.exists()
+
+
+def test_the_account_may_be_made_by_what_prepares_the_environment(place: Path) -> None:
+    made: list[str] = []
+
+    class Later(PlainHomes):
+        accounts = True
+
+        def of(self, user: str) -> PlainHome:
+            return PlainHome(self.root, os.geteuid() if made else None, os.getegid())
+
+    async def prepare(owner: str, name: str) -> None:
+        made.append(owner)
+
+    local = LocalBackend(
+        Later(place / "home"), place / "machine", command=lambda home, spec: ["/bin/true"], prepare=prepare
+    )
+    attempt = asyncio.run(drive(local, make(place)))
+    assert ended(local, attempt).ending == Ending.succeeded
 
 
 # --- accounts of their own

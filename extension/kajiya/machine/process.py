@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -42,6 +43,7 @@ class Stat(NamedTuple):
     start_time: int
 
 
+@cache
 def boot_id() -> str:
     """This boot of this machine."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123

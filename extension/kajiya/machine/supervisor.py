@@ -12,55 +12,23 @@ import select
 import signal
 import sys
 import time
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NoReturn
 
 from kajiya.machine import child, endings, memory, process, records
 from kajiya.machine.allocations import Allocation, Allocations, AlreadyHeld
 from kajiya.machine.endings import Verdict
 from kajiya.machine.log import Log, open_plain
+from kajiya.machine.specification import Specification, read
 
 KILL_AFTER_MEMORY = 5.0
 """Seconds that the rest of an attempt has to write its records, after the process that used too much was ended."""
 LEFTOVER_GRACE = 1.0
 
 
-class Want(NamedTuple):
-    """What the tree may use."""
-
-    cpu: float = 1
-    memory: int = 1 << 30
-    gpus: int = 0
-    gpu_kind: str | None = None
-
-
-class Spec:
-    """What to supervise, as `kajiya.machine.launch.Spec` gives it."""
-
-    def __init__(self, raw: dict[str, Any]) -> None:
-        self.kind: str = raw["kind"]
-        self.id: str = raw["id"]
-        self.owner: str = raw["owner"]
-        self.profile: str = raw.get("profile") or ""
-        self.argv: list[str] = raw["argv"]
-        self.cwd: str = raw["cwd"]
-        self.env: dict[str, str] = raw["env"]
-        self.uid: int | None = raw.get("uid")
-        self.gid: int | None = raw.get("gid")
-        self.want = Want(**{k: v for k, v in raw["resources"].items() if k in Want._fields})
-        self.time_limit: float | None = raw.get("time_limit")
-        self.grace: float = raw.get("grace", 10.0)
-        self.machine_dir = Path(raw["machine_dir"])
-        self.run_dir = Path(raw["run_dir"])
-        self.log: str = Path(raw.get("log") or records.LOG).name
-        self.log_limit: int = raw.get("log_limit", 64 * 1024**2)
-        self.share_cpu: bool = raw.get("share_cpu", False)
-
-
 class Supervisor:
     """One tree from its start to its exit record."""
 
-    def __init__(self, spec: Spec, folder: int) -> None:
+    def __init__(self, spec: Specification, folder: int) -> None:
         self.spec, self.folder = spec, folder
         self.tree = f"{spec.kind}-{os.getpid()}-{os.urandom(8).hex()}"
         self.asked_to_end = False
@@ -354,17 +322,6 @@ class Supervisor:
         }
 
 
-def _read_spec(path: str) -> Spec:
-    if path == "-":
-        return Spec(json.loads(sys.stdin.buffer.read()))
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
-        data = file.read()
-    # It holds secrets, and is needed no more.
-    Path(path).unlink(missing_ok=True)
-    return Spec(json.loads(data))
-
-
 def _detach() -> None:
     """Leaves the starter behind: it gets our pid and start time on stdout, and neither a child nor a zombie."""
     told, tell = os.pipe()
@@ -395,7 +352,7 @@ def main(arguments: list[str]) -> NoReturn:
     early: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda n, _: early.append(n))
-    spec = _read_spec(rest[0])
+    spec = read(rest[0])
     if detach:
         _detach()
     else:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from kajiya.machine import process, records
 from kajiya.machine.capacity import machine_capacity
+from kajiya.machine.homes import AccountFailed
 from kajiya.machine.launch import Spec, ask_to_stop, end_leftovers, launch, prevent, standing
 from kajiya.machine.process import Identity
 from kajiya.types import Capacity, Ending, Reason, Usage
@@ -83,10 +84,10 @@ class LocalBackend:
         if found.lease is None and before is not None and process.alive(before):
             who = before  # it is just about to take the lease, or its owner removed that
         elif found.lease is None:
-            home = self.homes.of(spec.owner)
+            if self.prepare is not None and not state.get("prepared"):
+                await self.prepare(spec.owner, spec.environment.name)
+            home = self._home(spec.owner)
             if not state.get("prepared"):
-                if self.prepare is not None:
-                    await self.prepare(spec.owner, spec.environment.name)
                 await asyncio.to_thread(self._put_inputs, spec, home)
                 state = {"prepared": True}
                 yield state
@@ -139,6 +140,13 @@ class LocalBackend:
             yield None
 
     # --- inside
+    def _home(self, owner: str) -> HomeLike:
+        home = self.homes.of(owner)
+        if home.uid is None and getattr(self.homes, "accounts", False):
+            # Without an account of its own it would run as we do, and with accounts we are root.
+            raise AccountFailed(command="getpwnam", problem="the user has no account yet")
+        return home
+
     def _spec(self, spec: AttemptSpec, home: HomeLike) -> Spec:
         return Spec(
             kind=KIND,
