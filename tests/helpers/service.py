@@ -235,6 +235,7 @@ async def served(root: Path, limits: Limits | None = None, **kwargs: Any) -> Asy
         try:
             yield Service(deps, tokens, http, woken, app)
         finally:
+            app.state.streams.close()
             server.should_exit = True
             await asyncio.wait_for(task, 15)
             deps.store.close()
