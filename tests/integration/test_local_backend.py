@@ -413,3 +413,26 @@ def test_a_full_disk_does_not_keep_an_end_from_being_told(place: Path) -> None:
         assert os.statvfs(small).f_bavail == 0
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.timeout(300)
+def test_a_supervisor_killed_at_any_moment_leaves_a_true_status_and_nobody(place: Path) -> None:
+    chance = random.Random(3)
+    for round in range(25):
+        here = place / str(round)
+        here.mkdir()
+        spec, local = make(here), backend(here, "sleep 600 & sleep 0.05; exit 1")
+
+        async def start_and_kill(local: LocalBackend = local, spec: AttemptSpec = spec) -> AttemptRef:
+            attempt = await drive(local, spec)
+            await asyncio.sleep(chance.uniform(0, 0.12))
+            process.send(process.Identity(*attempt.state["spawned"]), signal.SIGKILL)
+            return attempt
+
+        attempt = asyncio.run(start_and_kill())
+        found = ended(local, attempt)
+        assert (found.phase, found.ending) in {("gone", None), ("ended", Ending.notebook_error)}
+        assert look(local, attempt) == found
+        tree = (standing(spec.directory, "attempt", "j1/1").lease or {}).get("tree")
+        assert not (tree and process.members(tree))
+        assert Allocations(here / "machine").live() == []
