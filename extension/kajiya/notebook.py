@@ -35,13 +35,17 @@ _OUTPUT_FIELDS = {
     "execute_result": ("data",),
     "error": ("ename", "evalue"),
 }
+_TRIED_BY_OTHERS = (
+    "rfc3987_syntax", "rfc3987", "rfc3986_validator", "rfc3339_validator", "isoduration", "fqdn", "webcolors",
+    "uri_template", "pyarrow", "pyarrow.fs",
+)  # fmt: skip
 _ID = re.compile(r"[a-zA-Z0-9-_]{1,64}")
 
 
 @contextmanager
 def without_slow_imports() -> Generator[None]:
-    """Keeps `rfc3987_syntax` (0.9 s, for formats we never check) and pyarrow out of what is imported inside."""
-    names = [name for name in ("rfc3987_syntax", "pyarrow", "pyarrow.fs") if name not in sys.modules]
+    """Keeps out of what is imported inside what others only try: jsonschema's formats (over 1 s) and pyarrow."""
+    names = [name for name in _TRIED_BY_OTHERS if name not in sys.modules]
     for name in names:
         sys.modules[name] = None  # type: ignore[assignment]
     try:

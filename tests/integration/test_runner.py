@@ -49,6 +49,7 @@ def test_error_stops_and_is_marked(tmp_path: Path) -> None:
         1,
     )
     assert ran.outcome["reason"]["code"] == "runner.notebook_error"
+    assert ran.outcome["reason"]["params"]["cell"] == 2
     assert any("1/0" in line for line in ran.outcome["traceback"])
     out = ran.notebook
     nbformat.validate(out)

@@ -27,6 +27,7 @@ from kajiya.runner.spec import Spec
 _LARGEST = 512 * 1024**2
 _START_SECONDS = 120.0
 _SHUTDOWN_SECONDS = 10.0
+_STOPPED_SECONDS = 3.0
 
 
 class Stopped(Exception):
@@ -58,6 +59,7 @@ class AttemptRun:
         # taken for the import's own.
         signal.signal(signal.SIGTERM, self._note_stop)
         signal.signal(signal.SIGINT, self._note_stop)
+        outcome: Outcome | None = None
         try:
             try:
                 self._prepare_and_execute()
@@ -78,8 +80,8 @@ class AttemptRun:
             outcome = self._close(outcome)
         finally:
             if self.kernel is not None:
-                patience = 0.0 if self.outcome is None else self._seconds("shutdown_seconds", _SHUTDOWN_SECONDS)
-                self.loop.run_until_complete(self.kernel.shutdown(patience))
+                self.loop.run_until_complete(self.kernel.shutdown(self._patience(outcome)))
+        assert outcome is not None
         return outcome.exit_code
 
     def _note_stop(self, *_: object) -> None:
@@ -212,6 +214,13 @@ class AttemptRun:
             self.recorder.say(message(reason["code"], params))
         self.recorder.say(message(f"runner.log_end_{outcome.ending}", params))
         return outcome
+
+    def _patience(self, outcome: Outcome | None) -> float:
+        """How long the kernel's exit hooks may take: after a stop, less than the grace that is left."""
+        if outcome is None or self.outcome is None:
+            return 0.0
+        seconds = self._seconds("shutdown_seconds", _SHUTDOWN_SECONDS)
+        return min(seconds, _STOPPED_SECONDS) if outcome.ending == "stopped" else seconds
 
     def _seconds(self, name: str, default: float) -> float:
         return self.spec.seconds(name, default) if self.spec else default

@@ -55,6 +55,7 @@ class Execution(NotebookClient):
         self._dirty: set[str] = set()
         self._widgets_at = time.monotonic()
         self._now = 0
+        self._number = 0
         self._refused = False
 
     # --- the run
@@ -81,8 +82,8 @@ class Execution(NotebookClient):
 
     async def _run_cell(self, index: int, code_index: int, cell: Any) -> Outcome | None:
         if self.stop.is_set():
-            return Outcome("stopped", code="runner.stopped", cell=None)
-        self._now = index
+            return Outcome("stopped", code="runner.stopped")
+        self._now, self._number = index, code_index + 1
         self._refused = False
         self.recorder.cell_start(index, code_index, cell.source)
         started = time.monotonic()
@@ -110,7 +111,7 @@ class Execution(NotebookClient):
         count = content.get("execution_count") or sent.execution_count
         self.recorder.cell_end(index, status, count, seconds)
         if self.stop.is_set():
-            return Outcome("stopped", code="runner.stopped", cell=index)
+            return Outcome("stopped", code="runner.stopped", cell=index, number=self._number)
         if not finished:
             return self._death(index)
         return self._after(index, content, error and not allowed)
@@ -119,20 +120,24 @@ class Execution(NotebookClient):
         ename, evalue = str(content.get("ename", "")), str(content.get("evalue", ""))
         left = any(isinstance(p, dict) and p.get("source") == "ask_exit" for p in content.get("payload") or [])
         if left or (error and ename == "SystemExit" and evalue in _CLEAN_EXITS):
-            return Outcome("succeeded", code="runner.left_early", cell=index, ename="SystemExit")
+            return Outcome("succeeded", code="runner.left_early", cell=index, number=self._number, ename="SystemExit")
         if not error:
             return None
         code = "runner.input_refused" if self._refused else "runner.notebook_error"
         if self._refused:
             evalue = message("runner.input_refused")
         tail = [str(line) for line in content.get("traceback") or []]
-        return Outcome("notebook_error", code=code, cell=index, ename=ename, evalue=evalue, traceback=tail)
+        return Outcome(
+            "notebook_error", code=code, cell=index, number=self._number, ename=ename, evalue=evalue, traceback=tail
+        )
 
     def _death(self, index: int) -> Outcome:
         name, words = self.kernel.signal_name(), self.kernel.exit_words()
         params = {"signal": name, "exit_code": self.kernel.exit_code(), "how": words}
         tail = self.kernel.last_words()
-        return Outcome("kernel_died", code="runner.kernel_died", params=params, cell=index, traceback=tail)
+        return Outcome(
+            "kernel_died", code="runner.kernel_died", params=params, cell=index, number=self._number, traceback=tail
+        )
 
     async def _first_of(self, done: asyncio.Future[None]) -> None:
         watched = [asyncio.ensure_future(event.wait()) for event in (self.kernel.died, self.stop, self.broken)]

@@ -38,19 +38,26 @@ class KernelFailed(Exception):
 
 def known_kernels() -> list[str]:
     """The names of the kernels that can be started here, sorted."""
-    from jupyter_client.kernelspec import KernelSpecManager
+    return sorted(_specs().find_kernel_specs())
 
-    return sorted(KernelSpecManager().find_kernel_specs())
+
+def _specs() -> Any:
+    """The kernel specs, with their folders named: else jupyter_client imports all of IPython for one of them."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_core.paths import jupyter_path
+
+    ipython = Path(os.environ.get("IPYTHONDIR") or Path.home() / ".ipython")
+    return KernelSpecManager(kernel_dirs=[*jupyter_path("kernels"), str(ipython / "kernels")])
 
 
 class Kernel:
     """One kernel; made in the loop it is used in. Raises `KernelUnknown` where there is no such kernel."""
 
     def __init__(self, name: str, scratch: Path | None = None) -> None:
-        from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+        from jupyter_client.kernelspec import NoSuchKernel
         from jupyter_client.manager import AsyncKernelManager
 
-        specs = KernelSpecManager()
+        specs = _specs()
         try:
             spec = specs.get_kernel_spec(name)
         except (NoSuchKernel, ValueError, OSError):

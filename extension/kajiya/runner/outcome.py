@@ -25,12 +25,16 @@ EXIT_CODES: dict[str, int] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """The ending, why in a code with parameters, and where; `cell` is the index in the notebook as it ran."""
+    """The ending, why in a code with parameters, and where.
+
+    `cell` is the index in the notebook as it ran; `number` counts cells with code, from 1, as progress and log do.
+    """
 
     ending: EndingName
     code: str | None = None
     params: dict[str, Any] = field(default_factory=dict[str, Any])
     cell: int | None = None
+    number: int | None = None
     ename: str | None = None
     evalue: str | None = None
     traceback: list[str] = field(default_factory=list[str])
@@ -45,8 +49,8 @@ class Outcome:
         if self.code is None:
             return None
         params = dict(self.params)
-        if self.cell is not None:
-            params["cell"] = self.cell + 1
+        if self.number is not None:
+            params["cell"] = self.number
         for key, value in (("ename", self.ename), ("evalue", self.evalue)):
             if value is not None:
                 params[key] = value[:1000]

@@ -17,7 +17,12 @@ HASH_SEED = "0"
 
 @dataclass(frozen=True)
 class Spec:
-    """What `run.json` asks for."""
+    """What `run.json` asks for.
+
+    `limits` may hold `cell_output_bytes` (10 MiB), `output_bytes` (200 MiB, of the whole attempt), `start_seconds`
+    (120, until the kernel answers), `interrupt_seconds` (5, until an interrupted cell must have ended) and
+    `shutdown_seconds` (10, for the exit hooks of the kernel).
+    """
 
     folder: Path
     parameters: dict[str, Any]
