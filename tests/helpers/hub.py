@@ -32,7 +32,7 @@ root = Path(given["root"])
 kajiya_spawner.configure(c)
 c.JupyterHub.template_paths = [*c.JupyterHub.template_paths, signin.template_path()]
 c.JupyterHub.authenticator_class = SignInAuthenticator
-c.SignInAuthenticator.db_file = str(root / "signin.sqlite")
+c.SignInAuthenticator.db_file = str(root / "hub/signin.sqlite")
 c.JupyterHub.spawner_class = LocalSpawner
 c.JupyterHub.bind_url = f"http://127.0.0.1:{{given['port']}}{{given['base_url']}}"
 c.JupyterHub.hub_ip = "127.0.0.1"
@@ -42,8 +42,8 @@ c.ConfigurableHTTPProxy.auth_token = "proxy-token-for-tests"
 c.ConfigurableHTTPProxy.command = [sys.executable, "-m", "kajiya_hub.proxy"]
 c.ConfigurableHTTPProxy.pid_file = str(root / "proxy.pid")
 c.JupyterHub.cleanup_servers = False
-c.JupyterHub.db_url = f"sqlite:///{{root / 'hub.sqlite'}}"
-c.JupyterHub.cookie_secret_file = str(root / "cookie")
+c.JupyterHub.db_url = f"sqlite:///{{root / 'hub/jupyterhub.sqlite'}}"
+c.JupyterHub.cookie_secret_file = str(root / "hub/cookie")
 c.JupyterHub.allow_named_servers = True
 c.JupyterHub.load_groups = {{"smiths": {{"users": []}}}}
 c.LocalSpawner.homes_dir = str(root / "homes")
@@ -51,6 +51,7 @@ c.LocalSpawner.machine_dir = str(root / "machine")
 c.LocalSpawner.servers_dir = str(root / "servers")
 c.LocalSpawner.profiles_file = str(root / "profiles.yaml")
 c.LocalSpawner.grace = 5.0
+c.LocalSpawner.accounts = c.SignInAuthenticator.accounts = given["accounts"]
 c.LocalSpawner.poll_interval = 1
 if given["cmd"]:
     c.LocalSpawner.cmd = given["cmd"]
@@ -95,11 +96,14 @@ class Hub:
         base_url: str = "/",
         prepare_seconds: float = 0.0,
         env: Mapping[str, str] | None = None,
+        accounts: bool = False,
     ) -> None:
         from helpers.stack import free_port
 
         self.root, self.base_url = root, base_url
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.mkdir(parents=True, exist_ok=True)
+        root.chmod(0o711 if accounts else 0o700)
+        (root / "hub").mkdir(mode=0o700, exist_ok=True)
         (root / "profiles.yaml").write_text(profiles, "utf-8")
         self.port = free_port()
         self.given = {
@@ -110,6 +114,7 @@ class Hub:
             "cmd": cmd,
             "base_url": base_url,
             "prepare_seconds": prepare_seconds,
+            "accounts": accounts,
         }
         (root / "given.json").write_text(json.dumps(self.given))
         self.config = root / "jupyterhub_config.py"
@@ -124,7 +129,7 @@ class Hub:
 
     @property
     def db(self) -> Path:
-        return self.root / "signin.sqlite"
+        return self.root / "hub" / "signin.sqlite"
 
     def start(self, seconds: float = 60) -> "Hub":
         """Starts it and waits until its sign-in page answers."""
