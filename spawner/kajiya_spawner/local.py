@@ -26,7 +26,7 @@ from kajiya_spawner.look import Look, language_of
 from kajiya_spawner.machine import Machine
 from kajiya_spawner.picker import Choice
 from kajiya_spawner.progress import ProgressLog
-from kajiya_spawner.refusal import Refused, ServerFailed, ServerMemory, ServerSilent, ending, memory
+from kajiya_spawner.refusal import Refused, ServerFailed, ServerMemory, ServerSilent, ending
 from kajiya_spawner.rules import Rules
 from kajiya_spawner.server import RunFolder, Server, answers, free_port, telling, variables
 
@@ -162,7 +162,10 @@ class LocalSpawner(Spawner):
             raise Refused(e, self.language) from e
         # The browser reaches the API below the Hub's public path, whatever address the Hub itself listens on.
         url = url_path_join(self.hub.base_url, "api/kajiya/capacity", self.user.escaped_name)
-        notice = self.look.reason(self.ended.code, self.ended.params) if self.ended else ""
+        notice = ""
+        if self.ended:
+            why = self.look.reason(self.ended.code, self.ended.params)
+            notice = self.look.say("picker.ended", why=why, log=str(self.folder.log))
         return picker.form(shown, picker.preselect(shown, self._last()), capacity, self.look, url, notice)
 
     async def live(self, language: str) -> dict[str, Any]:
@@ -312,7 +315,8 @@ class LocalSpawner(Spawner):
         await asyncio.to_thread(local.folder.prepare, home)
         await asyncio.to_thread(local.folder.write_port, self.port)
         env = variables(home, local.folder, chosen, self.get_env())
-        argv = [*self.cmd, *self.get_args()]
+        # An editable install carries no server configuration, so what enables our extension is said here.
+        argv = [*self.cmd, *self.get_args(), "--ServerApp.jpserver_extensions={'kajiya_lab': True}"]
         if os.geteuid() == 0 and not home.uid:
             argv.append("--allow-root")  # without accounts it is whoever started Kajiya
         self.identity = await local.start(home, chosen, argv, env, self.grace)
@@ -338,14 +342,15 @@ class LocalSpawner(Spawner):
 
     def _why(self, standing: Standing) -> KajiyaError:
         record = standing.exit or {}
-        reason = record.get("reason") or {}
-        if reason.get("code") == NoCapacity.code:
-            return NoCapacity(**reason.get("params", {}))
+        reason = ending(record) or Reason(code="process.unknown")
+        if reason.code == NoCapacity.code:
+            return NoCapacity(**reason.params)
+        why = self.look.reason(reason.code, reason.params)
         if record.get("ending") == "out_of_memory":
-            return ServerMemory(**memory(reason))
-        return ServerFailed(
-            problem=telling(self.folder.tail()) or self.look.say("progress.no_log"), log=str(self.folder.log)
-        )
+            return ServerMemory(why=why)
+        # What the server itself said last tells more than its exit status.
+        said = telling(self.folder.tail()) if reason.code.startswith("process.") else ""
+        return ServerFailed(problem=said or why.rstrip(".。"), log=str(self.folder.log))
 
     async def _abandon(self) -> None:
         who, self.identity = self.identity, None
@@ -371,7 +376,7 @@ class LocalSpawner(Spawner):
             return None
         record = self.local.standing().exit or {}
         if not self._stopping and self.ended is None:
-            self.ended = ending(record, str(self.folder.log))
+            self.ended = ending(record)
             await asyncio.to_thread(self.local.clear)
         status = record.get("exit_code")
         return status if isinstance(status, int) and status != 0 else 1
