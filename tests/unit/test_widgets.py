@@ -255,3 +255,19 @@ def test_text_stands_beside_every_view(widget: JobWidget):
     bundle = widget._repr_mimebundle_()
     assert bundle is not None
     assert ID in bundle[0]["text/plain"] and "application/vnd.jupyter.widget-view+json" in bundle[0]
+
+
+def test_a_widget_that_nobody_looks_at_rests_and_goes_on_where_it_was(fake: Fake, widget: JobWidget):
+    widget._views._after = 0.05
+    press(widget, do="here", view="a")
+    fake.cell(ID, **output(output_type="stream", name="stdout", text="one "))
+    until(lambda: widget.tail == "one ")
+    press(widget, do="here", view="b")
+    press(widget, do="gone", view="a")
+    time.sleep(0.3)
+    assert widget._follower.alive
+    press(widget, do="gone", view="b")
+    until(lambda: not widget._follower.thread.is_alive())
+    fake.cell(ID, **output(output_type="stream", name="stdout", text="two"))
+    press(widget, do="here", view="c")
+    until(lambda: widget.tail == "one two")

@@ -66,6 +66,11 @@ class Follower:
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still follows."""
+        return self.thread.is_alive() and not self._stopped.is_set()
+
     def stop(self) -> None:
         """Ends following at the next event or comment; does not wait for it."""
         self._stopped.set()

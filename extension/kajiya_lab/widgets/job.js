@@ -275,7 +275,9 @@ function render({ model, el }) {
   showView();
   showTail();
   showNotice();
+  send({ do: "here", view: id });
   return () => {
+    send({ do: "gone", view: id });
     clearInterval(timer);
     clearTimeout(sure);
     for (const [name, listener] of listeners) model.off(name, listener);

@@ -16,6 +16,7 @@ from kajiya.handle import Job
 from kajiya.messages import message, preferred_language
 from kajiya_lab.widgets.follow import Follower, Throttle
 from kajiya_lab.widgets.live import Live, words
+from kajiya_lab.widgets.views import Views
 
 HERE = Path(__file__).parent
 LOG_TAIL = 200_000  # bytes of a log that a view holds
@@ -47,6 +48,7 @@ class JobWidget(anywidget.AnyWidget):
         self._follower: Follower | None = None
         super().__init__(words=words(self._language), view=self._live.view)
         self._throttle = Throttle(self._publish)
+        self._views = Views(self._rest, self._wake)
         self.on_msg(self._on_message)
         self._follow()
 
@@ -72,12 +74,23 @@ class JobWidget(anywidget.AnyWidget):
             trouble(message("widget.lost", None, self._language))
 
         self._follower = Follower(
-            lambda stop, lost: job.client.events(job.id, stop=stop, lost=lost, patience=None),
+            lambda stop, lost: job.client.events(job.id, live.last, stop=stop, lost=lost, patience=None),
             take,
             lost,
             trouble,
             f"kajiya-{job.id}",
         )
+
+    def _rest(self) -> None:
+        """Nobody looks: the service need not tell."""
+        if self._follower is not None:
+            self._follower.stop()
+        self._log_open.clear()
+
+    def _wake(self) -> None:
+        """Somebody looks again."""
+        if not self._live.job.status.final and not (self._follower and self._follower.alive):
+            self._follow()
 
     def _publish(self) -> None:
         live = self._live
@@ -91,9 +104,7 @@ class JobWidget(anywidget.AnyWidget):
 
     def close(self) -> None:
         """Stops following and takes the widget away."""
-        if self._follower is not None:
-            self._follower.stop()
-        self._log_open.clear()
+        self._rest()
         super().close()
 
     # --- what the buttons ask for
@@ -107,7 +118,13 @@ class JobWidget(anywidget.AnyWidget):
             "keep": lambda: self._keep(str(asked.get("path"))),
             "log": lambda: self._show_log(bool(asked.get("open"))),
         }
-        action = actions.get(str(asked.get("do")))
+        match asked.get("do"):
+            case "here":
+                return self._views.here(str(asked.get("view")))
+            case "gone":
+                return self._views.gone(str(asked.get("view")))
+            case _:
+                action = actions.get(str(asked.get("do")))
         if action is not None:
             # Off the kernel's own thread: a service that is slow must not hold up the next cell.
             threading.Thread(target=self._act, args=(action,), daemon=True, name="kajiya-action").start()

@@ -41,7 +41,10 @@ function render({ model, el }) {
   model.on("change:rows", show);
   model.on("change:foot", show);
   show();
+  const view = `kajiya-${Math.random().toString(36).slice(2)}`;
+  model.send({ do: "here", view });
   return () => {
+    model.send({ do: "gone", view });
     model.off("change:rows", show);
     model.off("change:foot", show);
   };

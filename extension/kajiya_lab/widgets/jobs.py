@@ -13,6 +13,7 @@ from kajiya.messages import message, preferred_language
 from kajiya.types import Job
 from kajiya_lab.widgets.follow import Follower, Throttle
 from kajiya_lab.widgets.live import words
+from kajiya_lab.widgets.views import Views
 
 HERE = Path(__file__).parent
 
@@ -39,17 +40,41 @@ class JobsWidget(anywidget.AnyWidget):
         super().__init__(words=words(self._language), columns=describe.columns(self._language))
         self._throttle = Throttle(self._publish)
         self._publish()
-        client = jobs.client
+        self._last = ""
+        self._views = Views(self._rest, self._wake)
+        self.on_msg(self._on_message)
+        self._follow()
+
+    def _follow(self) -> None:
         self._follower = Follower(
-            lambda stop, lost: client.changes(stop=stop, lost=lost, patience=None),
+            lambda stop, lost: self._jobs.client.changes(self._last, stop=stop, lost=lost, patience=None),
             self._take,
             lambda _: self._say(message("widget.lost", None, self._language)),
             self._say,
             "kajiya-jobs",
         )
 
+    def _on_message(self, _: Any, content: Any, buffers: Any) -> None:
+        match content:
+            case {"do": "here", "view": view}:
+                self._views.here(str(view))
+            case {"do": "gone", "view": view}:
+                self._views.gone(str(view))
+            case _:
+                pass
+
+    def _rest(self) -> None:
+        """Nobody looks: the service need not tell."""
+        self._follower.stop()
+
+    def _wake(self) -> None:
+        """Somebody looks again."""
+        if not self._follower.alive:
+            self._follow()
+
     def _take(self, event: Event) -> None:
         self._trouble = ""
+        self._last = event.id or self._last
         if event.kind == "job":
             job = event.job
             if job.id in self._records or self._open:
@@ -75,11 +100,11 @@ class JobsWidget(anywidget.AnyWidget):
                 self.rows, self.foot = rows, foot
         except Exception:
             # The kernel is going down, or the front end has closed the comm: there is nobody to tell.
-            self._follower.stop()
+            self._rest()
 
     def close(self) -> None:
         """Stops following and takes the widget away."""
-        self._follower.stop()
+        self._rest()
         super().close()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:

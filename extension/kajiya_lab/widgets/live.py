@@ -25,6 +25,7 @@ class Live:
         self.tail = ""
         self.image: dict[str, str] = {}
         self.trouble = ""
+        self.last = ""  # where in the stream to go on from
         self._attempt = ""
         self._clear = False
 
@@ -35,6 +36,7 @@ class Live:
 
     def take_cell(self, line: dict[str, Any], id: str) -> None:
         """One line of the event log."""
+        self.last = id or self.last
         attempt = id.partition(":")[0]
         if attempt != self._attempt:
             # Each attempt starts over, and what an earlier one printed is in its own notebook.
