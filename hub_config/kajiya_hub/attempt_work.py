@@ -45,15 +45,22 @@ class AttemptWork:
         self._no_capacity: dict[str, int] = {}
         self._starts = asyncio.Semaphore(settings.starts_at_once)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="reconcile")
+        # What may copy or remove gigabytes must not hold up what writes a row.
+        self._slow = ThreadPoolExecutor(4, thread_name_prefix="reconcile-files")
 
     def close(self) -> None:
         """Waits for what is being written."""
         self._threads.shutdown(wait=True)
+        self._slow.shutdown(wait=False, cancel_futures=True)
 
     async def do(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs what blocks in a thread of the loop's own."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
+
+    async def _do_slowly(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._slow, lambda: work(*args, **kwargs))
 
     async def guard(self, tracked: Tracked, work: Awaitable[None]) -> None:
         """Trouble with one job stays with that job."""
@@ -163,10 +170,10 @@ class AttemptWork:
         tracked.ended = True
         if free:
             self._no_capacity[job.id] = tries + 1
-            await self.do(self.files.drop_attempt, job.id, job.attempt)
+            await self._do_slowly(self.files.drop_attempt, job.id, job.attempt)
         else:
             self._no_capacity.pop(job.id, None)
-            await self.do(self.files.drop_work, job.id, job.attempt)
+            await self._do_slowly(self.files.drop_work, job.id, job.attempt)
         done = outcome.then.status if isinstance(outcome.then, Final) else "queued again"
         log.info("job %s, attempt %s: %s, %s", job.id, job.attempt, outcome.ending, done)
         self._wake()
@@ -174,7 +181,7 @@ class AttemptWork:
     async def _collect(self, tracked: Tracked) -> Collected:
         job = tracked.job
         try:
-            return await asyncio.to_thread(self.files.collect_results, job.id, job.attempt, job.results_wanted)
+            return await self._do_slowly(self.files.collect_results, job.id, job.attempt, job.results_wanted)
         except Exception:
             # A full disk may pass: the files still lie where the attempt left them. But not for ever, since the job
             # holds its place until it has ended.
