@@ -19,6 +19,7 @@ from kajiya_hub.store.store import Store
 from kajiya_hub.tracked import LoopSettings, Tracked
 
 log = logging.getLogger(__name__)
+WHOLE_LOG = 2**40
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -164,7 +165,7 @@ class AttemptWork:
             if reason is None and collected.left_out_count:
                 params = {"count": collected.left_out_count, "files": collected.left_out}
                 reason = Reason(code="ended.left_out", params=params)
-        progress = await self.do(tracked.tail.read)
+        progress = await self._do_slowly(tracked.tail.read, WHOLE_LOG)
         end = AttemptEnd(outcome.ending, seen.exit_code, reason, seen.usage, progress, collected.results)
         await self.do(self.store.end_attempt, job.id, job.attempt, end, outcome.then)
         tracked.ended = True
