@@ -45,16 +45,9 @@ class Refused(SpawnException):
         self.jupyterhub_message: Any = sentence
 
 
-def ending(record: Mapping[str, Any], log: str) -> Reason | None:
-    """What to tell a user of a server that ended unasked, from its exit record; None where its user shut it down."""
-    if record.get("ending") == "out_of_memory":
-        return Reason(code="picker.ended_memory", params=memory(record.get("reason") or {}))
-    if record.get("exit_code") == 0:
+def ending(record: Mapping[str, Any]) -> Reason | None:
+    """Why a server ended unasked, from its exit record; None where its user shut it down."""
+    if record.get("exit_code") == 0 and record.get("ending") != "out_of_memory":
         return None
-    return Reason(code="picker.ended", params={"log": log})
-
-
-def memory(reason: Mapping[str, Any]) -> dict[str, Any]:
-    """How much was allowed and used, of a reason that names memory."""
-    params = reason.get("params") or {}
-    return {"allowed": params.get("allowed", "?"), "used": params.get("used", "?")}
+    reason = record.get("reason") or {}
+    return Reason(code=reason.get("code") or "process.unknown", params=reason.get("params") or {})

@@ -116,6 +116,7 @@ def variables(home: Home, folder: RunFolder, selection: Selection, hub: Mapping[
     env |= home.variables("default", path=base_path)
     env |= {
         "SHELL": os.environ.get("SHELL", "/bin/bash"),
+        "JUPYTER_CONFIG_PATH": str(Path(__file__).with_name("jupyter")),
         "JUPYTER_RUNTIME_DIR": str(folder.runtime),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder.workspaces),
         "KAJIYA_NOTICES": str(folder.notices),
