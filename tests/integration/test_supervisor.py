@@ -429,3 +429,20 @@ def test_records_of_another_attempt_are_not_believed(tmp_path: Path) -> None:
     (first.folder / "exit.json").rename(second.folder / "exit.json")
     (first.folder / "lease.json").rename(second.folder / "lease.json")
     assert (second.standing.lease, second.standing.exit) == (None, None)
+
+
+def test_what_a_nested_supervisor_left_is_found_below_the_outer_one(tmp_path: Path) -> None:
+    """Who works on Kajiya inside a Kajiya server: orphans of the inner tree fall to the outer supervisor."""
+    inner = Tree(tmp_path / "inner", DAEMON + "print('up', flush=True); time.sleep(600)", id="in/1")
+    spec = tmp_path / "inner.json"
+    spec.write_text(json.dumps(vars(inner.spec)))
+    program = f"subprocess.run([{sys.executable!r}, '-m', 'kajiya.machine.supervisor', {str(spec)!r}]); time.sleep(600)"
+    outer = Tree(tmp_path / "outer", program, id="out/1").start()
+    (daemon,) = inner.says("up").pids()
+    inner.kill_supervisor()
+    assert lives(daemon)
+    assert end_leftovers(inner.standing)
+    assert not lives(daemon)
+    assert outer.standing.alive and outer.standing.exit is None
+    outer.stop()
+    assert outer.exit()["ending"] == "stopped"

@@ -197,18 +197,30 @@ def members(
     for root in roots:
         add([everyone[root]] if root in everyone and root != me else below.get(root, [])[:])
     # Last, and only of who was not found otherwise: to read an environment may have to wait for a busy process. What is
-    # below another supervisor is its.
+    # below another supervisor is most likely its own, so that is not waited for long.
     strangers = set() if strangers is None else strangers
+    unknown = [s for s in everyone.values() if s.pid not in out and (s.pid, s.start_time) not in strangers]
     others = _below_other_supervisors(everyone, below, me)
-    for stat in everyone.values():
-        if stat.pid in others:
-            continue
-        if stat.pid not in out and (stat.pid, stat.start_time) not in strangers:
+    for stat in unknown:
+        if stat.pid not in others:
             if carries(stat.pid, tree):
                 add([stat])
             else:
                 strangers.add((stat.pid, stat.start_time))
+    marked: list[Stat] = []
+    rest = [s for s in unknown if s.pid in others and s.pid not in out]
+    if rest:
+        patiently(lambda: _sort_out(rest, tree, marked, strangers), 1.0, None)
+    add(marked[:])
     return out
+
+
+def _sort_out(processes: list[Stat], tree: str, marked: list[Stat], strangers: Known) -> None:
+    for stat in processes:
+        if carries(stat.pid, tree):
+            marked.append(stat)
+        else:
+            strangers.add((stat.pid, stat.start_time))
 
 
 def _below_other_supervisors(everyone: dict[int, Stat], below: dict[int, list[Stat]], me: int) -> set[int]:
