@@ -95,6 +95,24 @@ def test_hostile_part_headers_are_refused_or_nameless(head: bytes) -> None:
     assert found == [""]
 
 
+@pytest.mark.parametrize("seed", range(150))
+def test_a_damaged_body_is_refused_and_nothing_worse(seed: int) -> None:
+    rng = random.Random(seed)
+    body, kind = form([("spec", None, b"{}"), ("notebook", "a.ipynb", b"{}" * 50), ("files", 'q"x\\y', b"1")])
+    damaged = bytearray(body)
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(damaged))
+        if rng.random() < 0.5:
+            damaged[at] = rng.randrange(256)
+        else:
+            del damaged[at : at + rng.randint(1, 20)]
+    try:
+        for part in parts(cut(bytes(damaged), seed), boundary_of(kind)):
+            part.read(10_000)
+    except InvalidRequest:
+        pass
+
+
 def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
     rate = Rate(per_second=2, burst=3, names=2)
     assert [rate.take("a", 0) for _ in range(3)] == [0, 0, 0]

@@ -96,8 +96,11 @@ class Streams:
             await asyncio.sleep(GATHER_SECONDS)
             self._changed.clear()
             if not self._followers:
-                seq = await self._sure(self._store.latest_seq)
-                continue
+                latest = await self._sure(self._store.latest_seq)
+                # Asked again: one who came meanwhile may have looked before the last of these changes.
+                if not self._followers:
+                    seq = latest
+                    continue
             while jobs := await self._sure(lambda after=seq: self._store.changes(after)):
                 seq = jobs[-1].seq
                 for job in jobs:
