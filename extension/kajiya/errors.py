@@ -280,6 +280,30 @@ class NotConfigured(SetupError):
     code = "client.not_configured"
 
 
+class AccountsNeedRoot(SetupError):
+    code = "accounts.need_root"
+
+
+class AccountFailed(SetupError):
+    code = "accounts.failed"
+
+
+class HomeOfAnother(SetupError):
+    code = "accounts.home_of_another"
+
+
+class UvMissing(SetupError):
+    code = "environment.no_uv"
+
+
+class PackagesUnavailable(SetupError):
+    code = "environment.packages_unavailable"
+
+
+class EnvironmentFailed(SetupError):
+    code = "environment.failed"
+
+
 class DiskFull(SetupError):
     code, status = "disk.full", 507
 

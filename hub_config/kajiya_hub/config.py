@@ -39,6 +39,8 @@ def _network(c: Any, settings: Settings) -> None:
     scheme = "https" if settings.ssl_cert else "http"
     host = f"[{settings.ip}]" if ":" in settings.ip else settings.ip
     c.JupyterHub.bind_url = f"{scheme}://{host}:{settings.port}{settings.base_url}"
+    if settings.public_address:  # else the Hub answers whatever address a request came by
+        c.JupyterHub.public_url = settings.public_address
     # Everything behind the proxy stays on the loopback interface.
     c.JupyterHub.hub_ip = "127.0.0.1"
     c.JupyterHub.hub_port = settings.ports.hub
@@ -48,7 +50,7 @@ def _network(c: Any, settings: Settings) -> None:
     c.ConfigurableHTTPProxy.auth_token = settings.secret("proxy.token")
     c.JupyterHub.cleanup_proxy = False
     c.JupyterHub.tornado_settings = {
-        "cookie_options": {"samesite": "Lax"} | ({"secure": True} if settings.ssl_cert else {}),
+        "cookie_options": {"samesite": "Lax"} | ({"secure": True} if settings.encrypted else {}),
         # Nothing of the Hub is guessed as another type, and its addresses go to nobody.
         "headers": {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"},
     }

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kajiya import profiles
-from kajiya.errors import KajiyaError, SetupError
-from kajiya.machine.homes import AccountsNeedRoot
+from kajiya.errors import AccountsNeedRoot, KajiyaError, SetupError
 from kajiya.messages import message
 from kajiya_hub import access
 from kajiya_hub.datadir import DataDir, Lease, take_lease
@@ -259,9 +258,9 @@ def up(data: DataDir, given: Mapping[str, Any]) -> None:
     """Runs the stack in the foreground until Ctrl-C. Raises what `prepare` raises, and `PartFailed`."""
     settings, lease = prepare(data, given)
     say("stack.data", path=data.root)
-    if not settings.loopback and not settings.ssl_cert:
+    if not settings.loopback and not settings.encrypted:
         say("stack.no_tls", ip=settings.ip)
-    if settings.ssl_cert is None and settings.accounts and settings.loopback:
+    if settings.accounts:
         say("stack.accounts")
     stack = Stack(settings, ready=lambda: _ready(settings))
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kajiya.errors import leaves
+from kajiya.errors import KajiyaError, leaves
 from kajiya.messages import sentences
 from kajiya.profiles.model import ProfileSet
 from kajiya_hub.settings import SiteSettings
@@ -79,7 +79,9 @@ def errors_table() -> str:
     """Every error as a Markdown table: code, status, sentence."""
     lines = ["| code | status | sentence |", "|---|---|---|"]
     english = sentences("en")
-    for leaf in sorted(set(leaves()), key=lambda c: (c.code, c.status)):
+    # Only the tree of `kajiya.errors`: what else is a leaf depends on what this process happened to import.
+    own = {leaf for leaf in leaves() if leaf.__module__ == KajiyaError.__module__}
+    for leaf in sorted(own, key=lambda c: (c.code, c.status)):
         lines.append(f"| `{leaf.code}` | {leaf.status} | {english[leaf.code]} |")
     return "\n".join([*lines, ""])
 

@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -79,10 +80,10 @@ class SiteSettings(_Strict):
     accounts: bool = Field(default=False, description="A Unix account for each user; needs root.")
     ssl_key: str | None = Field(default=None, description="A PEM file: the key for TLS.")
     ssl_cert: str | None = Field(default=None, description="A PEM file: the certificate for TLS.")
-    public_host: str | None = Field(
-        default=None, description="The host name that people type, where it is not the address."
+    public_address: str | None = Field(
+        default=None,
+        description="The address that people open, where a reverse proxy stands in front: scheme, host, base_url.",
     )
-    languages: list[str] = Field(default_factory=lambda: ["en", "ja"])
     retention: Retention = Field(default_factory=Retention)
     retries: dict[Ending, Annotated[int, Field(ge=0, le=100)]] = Field(
         default_factory=lambda: {Ending.preempted: 3, Ending.could_not_start: 2}
@@ -99,6 +100,12 @@ class SiteSettings(_Strict):
             raise ValueError("base_url must begin and end with one slash, such as /team/")
         if (self.ssl_key is None) != (self.ssl_cert is None):
             raise ValueError("ssl_key and ssl_cert must be given together")
+        if self.public_address is not None:
+            parts = urlsplit(self.public_address)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path != self.base_url:
+                raise ValueError("public_address must be such as https://kajiya.example.org/ and end with base_url")
+            if parts.query or parts.fragment or parts.username:
+                raise ValueError("public_address must hold scheme, host and base_url only")
         return self
 
 
@@ -130,10 +137,22 @@ class Settings(SiteSettings):
         return self.ip in ("127.0.0.1", "::1", "localhost") or self.ip.startswith("127.")
 
     @property
+    def everywhere(self) -> bool:
+        """Whether it listens on all addresses, so that none is the one that people open."""
+        return self.ip in ("", "0.0.0.0", "::")  # noqa: S104
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether people reach it by TLS only: its own, or that of the reverse proxy in front."""
+        return self.public_url.startswith("https:")
+
+    @property
     def public_url(self) -> str:
         """What people open, ending with a slash."""
+        if self.public_address is not None:
+            return self.public_address
         scheme = "https" if self.ssl_cert else "http"
-        host = self.public_host or {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.ip, self.ip)  # noqa: S104
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.ip, self.ip)  # noqa: S104
         if ":" in host and not host.startswith("["):
             host = f"[{host}]"
         default = 443 if self.ssl_cert else 80
@@ -163,10 +182,11 @@ class Settings(SiteSettings):
     def tracking_uri(self) -> str:
         """What goes into MLFLOW_TRACKING_URI of servers and jobs.
 
-        The public address, since MLflow's client prints links below it that people open; behind TLS the inner one,
-        since a certificate of the site's own would be refused by the client.
+        The public address, since MLflow's client prints links below it that people open. The inner one where the client
+        might not get through: a certificate of the site's own, a reverse proxy, a proxy to the outside.
         """
-        return self.mlflow_url if self.ssl_cert else f"{self.public_url}services/mlflow"
+        around = self.ssl_cert or self.public_address or self.site.proxy
+        return self.mlflow_url if around else f"{self.public_url}services/mlflow"
 
     @property
     def hub_url(self) -> str:

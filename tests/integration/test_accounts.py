@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from helpers.stack import BIN, free_port
+from kajiya.errors import AccountFailed, AccountsNeedRoot, HomeOfAnother
 from kajiya.machine import homes
-from kajiya.machine.homes import AccountFailed, AccountsNeedRoot, HomeOfAnother, Homes
+from kajiya.machine.homes import Homes
 from kajiya.names import account
 from kajiya_hub.access import closed_folder
 

@@ -17,7 +17,7 @@ from helpers.wait import until
 from kajiya.environment import make, uv, wheel
 from kajiya.environment.base import Base, prepare
 from kajiya.environment.clone import clone
-from kajiya.errors import DiskFull
+from kajiya.errors import DiskFull, PackagesUnavailable
 from kajiya.machine.homes import Home, Homes
 from kajiya.types import Reason
 
@@ -178,11 +178,12 @@ def test_another_python_sets_the_old_one_aside_and_says_so(base: Base, tmp_path:
     assert run(home, "python", "-c", "print('ok')").strip() == "ok"
 
 
-def test_a_newer_kajiya_is_brought_in_and_additions_stay(base: Base, tmp_path: Path) -> None:
+@pytest.mark.parametrize("older", [{"kajiya": "an older one"}, {"kajiya": "an older one", "requires": "other things"}])
+def test_a_newer_kajiya_is_brought_in_and_additions_stay(base: Base, tmp_path: Path, older: dict[str, str]) -> None:
     home = Homes(tmp_path / "homes").ensure("update")
     env = make.ensure(home, base)
     mark = json.loads((env / make.MARK).read_text())
-    (env / make.MARK).write_text(json.dumps(mark | {"kajiya": "an older one"}))
+    (env / make.MARK).write_text(json.dumps(mark | older))
     site = next((env / "lib").glob("python*")) / "site-packages"
     (site / "mine.py").write_text("x = 1\n")
     shutil.rmtree(site / "kajiya")
@@ -196,7 +197,7 @@ def test_a_newer_kajiya_is_brought_in_and_additions_stay(base: Base, tmp_path: P
 def test_without_packages_it_says_so_in_one_sentence(tmp_path: Path) -> None:
     nowhere = Base(tmp_path / "base", tmp_path / "cache", variables={"UV_OFFLINE": "1"})
     home = Homes(tmp_path / "homes").ensure("offline")
-    with pytest.raises(uv.PackagesUnavailable) as e:
+    with pytest.raises(PackagesUnavailable) as e:
         make.ensure(home, nowhere)
     assert "index_url" in e.value.sentence("en")
     assert "\n" not in e.value.sentence("ja")

@@ -27,7 +27,7 @@ def settings(root: Path, **given: Any) -> Settings:
         ({"ip": "0.0.0.0"}, "http://127.0.0.1:8000/"),
         ({"ip": "::1", "base_url": "/team/"}, "http://[::1]:8000/team/"),
         ({"ip": "10.1.2.3", "ssl_key": "k", "ssl_cert": "c", "port": 443}, "https://10.1.2.3/"),
-        ({"public_host": "hub.example.org"}, "http://hub.example.org:8000/"),
+        ({"public_address": "https://hub.example.org/"}, "https://hub.example.org/"),
     ],
 )
 def test_the_address_people_open(tmp_path: Path, given: dict[str, Any], url: str) -> None:
@@ -58,6 +58,9 @@ def test_loopback(tmp_path: Path, ip: str, loopback: bool) -> None:
         ("site:\n  index: http://x\n", 2, "site.index", "index_url"),
         ("base_url: team\n", 1, "the file", "begin and end with one slash"),
         ("ssl_key: k.pem\n", 1, "the file", "given together"),
+        ("public_address: hub.example.org\n", 1, "the file", "https://kajiya.example.org/"),
+        ("public_address: https://hub.example.org\n", 1, "the file", "end with base_url"),
+        ("base_url: /a/\npublic_address: https://x.org/b/\n", 1, "the file", "end with base_url"),
         ("port: [\n", 2, "the YAML", ""),
         ("port: 1\nport: 2\n", 2, "port", "each key once"),
     ],

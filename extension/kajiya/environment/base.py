@@ -48,12 +48,18 @@ class Prepared:
     wheel: Path
     lock_digest: str
     wheel_digest: str
+    requires: str
     python: str
 
     @property
     def mark(self) -> dict[str, str]:
         """What an environment made from this base records of it."""
-        return {"base": self.lock_digest, "kajiya": self.wheel_digest, "python": self.python}
+        return {
+            "base": self.lock_digest,
+            "kajiya": self.wheel_digest,
+            "requires": self.requires,
+            "python": self.python,
+        }
 
 
 def interpreter() -> str:
@@ -83,12 +89,20 @@ def prepare(base: Base, progress: Progress = silent) -> Prepared:
         environment = base.folder / f"env-{lock_digest[:16]}"
         if not (environment / "bin" / "python").exists():
             _make(base, lock, environment, progress)
-        return Prepared(lock, environment, path, lock_digest, _sha256(path.read_bytes()), python_version(base))
+        requires = _sha256("\n".join(_requires()).encode())
+        return Prepared(
+            lock, environment, path, lock_digest, _sha256(path.read_bytes()), requires, python_version(base)
+        )
 
 
 def python_version(base: Base) -> str:
     """The version of the interpreter of the base; it is this process's own."""
     return f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+
+
+def _requires() -> list[str]:
+    """What this Kajiya itself asks for."""
+    return sorted(distribution("kajiya").requires or [])
 
 
 def _requirements(base: Base, path: Path) -> str:
@@ -103,7 +117,7 @@ def _requirements(base: Base, path: Path) -> str:
 def _lock(base: Base, path: Path, progress: Progress) -> tuple[Path, str]:
     requirements = _requirements(base, path)
     # Resolved again only when what is asked for changed: then two homes made a year apart have the same base.
-    asked = [requirements.split("\n", 1)[1], *sorted(distribution("kajiya").requires or []), base.python]
+    asked = [requirements.split("\n", 1)[1], *_requires(), base.python]
     asked += [python_version(base), base.variables.get("UV_DEFAULT_INDEX", ""), *OVERRIDES]
     lock = base.folder / f"pylock.{_sha256(chr(10).join(asked).encode())[:16]}.toml"
     if not lock.exists():

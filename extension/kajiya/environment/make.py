@@ -16,7 +16,7 @@ from typing import Any, cast
 from kajiya.environment import Progress, silent, uv
 from kajiya.environment.base import Base, Prepared, mutex, prepare
 from kajiya.environment.clone import clone
-from kajiya.errors import DiskFull, KajiyaError, leaves
+from kajiya.errors import DiskFull, EnvironmentFailed, KajiyaError, leaves
 from kajiya.machine.homes import Home
 from kajiya.types import Reason
 
@@ -50,7 +50,7 @@ def make(home: Home, base: Prepared, how: Base, progress: Progress = silent) -> 
     except OSError as e:
         if e.errno in (28, 122):  # ENOSPC, EDQUOT
             raise DiskFull(path=str(environment)) from e
-        raise uv.EnvironmentFailed(problem=f"{environment}: {(e.strerror or str(e)).lower()}") from e
+        raise EnvironmentFailed(problem=f"{environment}: {(e.strerror or str(e)).lower()}") from e
 
 
 def _make(home: Home, environment: Path, base: Prepared, how: Base, progress: Progress) -> None:
@@ -66,8 +66,12 @@ def _make(home: Home, environment: Path, base: Prepared, how: Base, progress: Pr
     if environment.exists():
         if mark is None or mark.get("kajiya") != base.wheel_digest:
             progress(Reason(code="environment.updating"))
-            _install_kajiya(environment, base, how, with_dependencies=True)
-            _write_mark(environment, (mark or {}) | {"kajiya": base.wheel_digest, "python": base.python})
+            same = mark is not None and mark.get("requires") == base.requires
+            _install_kajiya(environment, base, how, with_dependencies=not same)
+            _compile(environment, environment)
+            # What it was made from stays: additions are told from the base by it.
+            now = {k: v for k, v in base.mark.items() if k != "base"}
+            _write_mark(environment, (mark or {}) | now)
         return
     progress(Reason(code="environment.making"))
     new = environment.parent / f".new-{os.getpid()}-{os.urandom(4).hex()}"
@@ -91,7 +95,8 @@ def _runs(environment: Path, base: Prepared, mark: dict[str, str] | None) -> boo
 
 
 def _install_kajiya(environment: Path, base: Prepared, how: Base, with_dependencies: bool) -> None:
-    cache = None if how.accounts else how.cache
+    # Of every Kajiya ever built the cache would keep a copy.
+    cache = how.cache if with_dependencies and not how.accounts else None
     python = str(environment / "bin" / "python")
     arguments = ["pip", "install", "--quiet", "--python", python, "--reinstall-package", "kajiya"]
     # A link into the cache of a wheel that is rebuilt with the same name would only fill the cache.
@@ -187,10 +192,10 @@ def _as_account(home: Home, base: Prepared, how: Base, progress: Progress) -> No
             else:
                 progress(Reason.model_validate(said))
     if failure is not None:
-        found = next((leaf for leaf in leaves() if leaf.code == failure["code"]), uv.EnvironmentFailed)
+        found = next((leaf for leaf in leaves() if leaf.code == failure["code"]), EnvironmentFailed)
         raise found(**failure["params"])
     if worker.returncode != 0:
-        raise uv.EnvironmentFailed(problem=f"the process that makes it ended with status {worker.returncode}")
+        raise EnvironmentFailed(problem=f"the process that makes it ended with status {worker.returncode}")
 
 
 def _worker() -> int:
@@ -203,6 +208,7 @@ def _worker() -> int:
         wheel=Path(ready["wheel"]),
         lock_digest=ready["lock_digest"],
         wheel_digest=ready["wheel_digest"],
+        requires=ready["requires"],
         python=ready["python"],
     )
     raw = order["base"]

@@ -7,26 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kajiya.errors import DiskFull, SetupError
-
-
-class UvMissing(SetupError):
-    """There is no uv."""
-
-    code = "environment.no_uv"
-
-
-class PackagesUnavailable(SetupError):
-    """The packages of an environment can't be had: no network, no such release, no such index."""
-
-    code = "environment.packages_unavailable"
-
-
-class EnvironmentFailed(SetupError):
-    """uv failed in some other way."""
-
-    code = "environment.failed"
-
+from kajiya.errors import DiskFull, EnvironmentFailed, PackagesUnavailable, UvMissing
 
 _NETWORK = (
     "failed to fetch",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from kajiya.errors import InvalidName, SetupError
+from kajiya.errors import AccountFailed, AccountsNeedRoot, HomeOfAnother, InvalidName
 from kajiya.names import account, safe_environment_name, slug
 
 ACCOUNTS_GROUP = "kajiya-users"
@@ -160,21 +160,3 @@ def _run(argv: list[str]) -> None:
         raise AccountFailed(command=argv[0], problem=str(e)) from e
     if done.returncode not in (0, 9):  # 9: the name exists, made by another start in the meantime
         raise AccountFailed(command=argv[0], problem=done.stderr.strip() or f"exit status {done.returncode}")
-
-
-class AccountsNeedRoot(SetupError):
-    """A Unix account can be made by root only."""
-
-    code = "accounts.need_root"
-
-
-class AccountFailed(SetupError):
-    """The system's tool could not make an account."""
-
-    code = "accounts.failed"
-
-
-class HomeOfAnother(SetupError):
-    """The home was made by another account, such as in a start without --accounts."""
-
-    code = "accounts.home_of_another"

@@ -26,7 +26,9 @@ def configure(c: Any, settings: "Settings") -> None:
     c.JupyterHub.authenticator_class = SignInAuthenticator
     c.SignInAuthenticator.db_file = str(settings.data.signin_db)
     c.SignInAuthenticator.accounts = settings.accounts
-    c.SignInAuthenticator.public_url = settings.public_url
+    # Listening everywhere, an invitation names the address by which the administrator came, which others can open too.
+    given = settings.public_address or not settings.everywhere
+    c.SignInAuthenticator.public_url = settings.public_url if given else ""
     c.SignInAuthenticator.loopback = settings.loopback
     present = c.JupyterHub.get("template_paths")
     c.JupyterHub.template_paths = [*(present if isinstance(present, list) else []), template_path()]
