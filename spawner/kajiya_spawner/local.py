@@ -267,17 +267,18 @@ class LocalSpawner(Spawner):
 
     async def _start(self, log: ProgressLog) -> tuple[str, int]:
         look = self.look
+
+        def checking(wanted: Selection) -> None:
+            given = " · ".join(text for text in picker.figures(wanted.resources, look).values() if text)
+            log.say(5, look.say("progress.checking", profile=wanted.profile, given=given))
+
         try:
             choice = picker.choice_from_options(self.user_options)
-            log.say(3, look.say("progress.checking"))
-            chosen = await self.rules.select(choice)
+            chosen = await self.rules.select(choice, checking)
         except KajiyaError:
             # The Hub stored the options before they were checked; the next start must not meet them again.
             self.orm_spawner.user_options = self.choice.as_options() if self.choice else {}
             raise
-        figures = picker.figures(chosen.resources, look)
-        given = " · ".join(text for text in figures.values() if text)
-        log.say(8, look.say("progress.given", profile=chosen.profile, given=given))
         home = await asyncio.to_thread(self.homes.ensure, self.user.name)
         await self._prepare_environment(log)
         self.choice, self.ended = Choice(chosen.profile, chosen.options), None

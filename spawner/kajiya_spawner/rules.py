@@ -1,6 +1,7 @@
 """Which profiles a user may have now, asked by the picker and checked at every start."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,15 +29,18 @@ class Rules:
             return await asyncio.to_thread(load, self.file)
         return defaults(capacity or await self.machine.capacity())
 
-    async def select(self, choice: Choice) -> Selection:
+    async def select(self, choice: Choice, tell: Callable[[Selection], None] | None = None) -> Selection:
         """What the user gets by a choice, checked against all rules; the one check of every start.
 
-        Raises the leaves of `profiles.select`, `ServersLimit`, `NoCapacity`.
+        `tell` hears what is wanted before it is found out whether it is free. Raises the leaves of
+        `profiles.select`, `ServersLimit`, `NoCapacity`.
         """
         capacity = await self.machine.capacity(fresh=True)
         config = await self.profiles(capacity)
         # Once without the count, for the slug of the profile may be left open, and then with it.
         first = select(config, self.user, self.groups, choice.profile, choice.options, capacity)
+        if tell is not None:
+            tell(first)
         used = await self.machine.used(self.user, first.profile)
         chosen = select(config, self.user, self.groups, first.profile, choice.options, capacity, used)
         limit = config.limits.servers
