@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from helpers.service import form
 from kajiya.errors import InvalidRequest, TooManyRequests
+from kajiya.messages import sentences
 from kajiya.upload import Upload
 from kajiya_hub import logs
 from kajiya_hub.api import tail
@@ -221,7 +223,17 @@ def test_a_file_name_can_not_break_its_header(name: str) -> None:
 
 def test_phrases_are_put_into_words_and_values_are_kept_short() -> None:
     said = phrased({"action": "submit", "problem": "unheard of", "many": list(range(500)), "long": "x" * 9999}, "ja")
-    assert said["action"].startswith("ジョブの投入")
+    assert said["action"] == "ジョブの中からのジョブの投入"
     assert said["problem"] == "unheard of"
     assert len(said["many"]) == 200
     assert len(said["long"]) == 2000
+
+
+def test_every_phrase_that_the_service_names_has_words_in_both_languages() -> None:
+    sources = Path(logs.__file__).parent
+    text = "".join(p.read_text("utf-8") for p in [*(sources / "api").glob("*.py"), *sources.glob("*.py")])
+    actions = set(re.findall(r'(?:person|administrator)\("(\w+)"\)|action="(\w+)"|owner, "(\w+)"\)', text))
+    problems = set(re.findall(r'problem="(\w+)"', text)) | set(re.findall(r'problem="\w+" if \w+ else "(\w+)"', text))
+    named = {f"action.{a}" for found in actions for a in found if a} | {f"problem.{p}" for p in problems}
+    assert len(named) > 15
+    assert named - sentences("en").keys() == set()
