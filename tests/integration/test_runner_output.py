@@ -142,7 +142,7 @@ def test_a_cell_shows_no_more_than_its_limit(tmp_path: Path) -> None:
 
 
 def test_a_job_shows_no_more_than_its_limit(tmp_path: Path) -> None:
-    flood = "from IPython.display import *\nfor i in range(400): clear_output(wait=True); display('x' * 10_000)"
+    flood = "from IPython.display import *\nfor i in range(400): display('x' * 10_000)"
     updates = "for i in range(300): display(i * 'y' * 100, display_id='d', update=bool(i))"
     book = notebook(flood, flood, updates, "print('the end')")
     folder = attempt_folder(tmp_path / "a", book, limits={"output_bytes": 1_000_000})
@@ -151,6 +151,16 @@ def test_a_job_shows_no_more_than_its_limit(tmp_path: Path) -> None:
     assert (folder / "events.jsonl").stat().st_size < 1_100_000
     assert "a job may show" in ran.texts()
     assert ran.outcome["ending"] == "succeeded"
+
+
+def test_a_live_picture_is_no_flood(tmp_path: Path) -> None:
+    source = "from IPython.display import *\nimport time\nfor i in range(300):\n"
+    source += "    clear_output(wait=True); display(HTML(f'{i}' + 'x' * 10_000)); time.sleep(0.002)"
+    folder = attempt_folder(tmp_path / "a", notebook(source))
+    ran = run(folder)
+    (output,) = ran.notebook["cells"][0]["outputs"]
+    assert output["data"]["text/html"].startswith("299x")
+    assert (folder / "events.jsonl").stat().st_size < 3_000_000 / 4
 
 
 def test_no_message_of_a_fast_kernel_is_lost(tmp_path: Path) -> None:

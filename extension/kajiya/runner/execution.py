@@ -22,6 +22,9 @@ with without_slow_imports():
 
 _WIDGETS_EVERY = 5.0
 _AT_ONCE = 100
+# ZeroMQ wakes a reader once. What an Output widget sends meanwhile on the same socket may take that wake-up, and the
+# answer would lie there for ever.
+_LOOK_AGAIN = 0.2
 _INPUT_REFUSED = "StdinNotImplementedError"
 _CLEAN_EXITS = ("", "0", "None")
 
@@ -163,7 +166,7 @@ class Execution(NotebookClient):
     async def _read_shell(self) -> None:
         while True:
             with contextlib.suppress(Empty):
-                msg = await self.kc.shell_channel.get_msg(timeout=None)
+                msg = await self.kc.shell_channel.get_msg(timeout=_LOOK_AGAIN)
                 sent = self._sent.get(msg["parent_header"].get("msg_id"))
                 if sent is not None and not sent.reply.done() and msg["msg_type"] == "execute_reply":
                     sent.reply.set_result(msg)
@@ -172,7 +175,7 @@ class Execution(NotebookClient):
         socket = self.kc.iopub_channel.socket
         plain = zmq.Socket.shadow(socket.underlying)
         while True:
-            await socket.poll()
+            await socket.poll(_LOOK_AGAIN * 1000)
             for _ in range(_AT_ONCE):
                 try:
                     self._take(plain.recv_multipart(zmq.NOBLOCK))

@@ -11,11 +11,17 @@ import orjson
 from kajiya.messages import message
 from kajiya.runner.budget import Budget
 from kajiya.runner.events import Event, first_line, without_colours
+from kajiya.runner.frame import Frame
 from kajiya.runner.sink import Sink
 from kajiya.sizes import show_size
 
 _JOIN_SECONDS = 0.05
 _JOIN_BYTES = 64 * 1024
+# A picture that is drawn again and again is written less often the longer its cell runs: what is seen is the same, and
+# hours of it stay within the limits.
+_REDRAW_SECONDS = 0.1
+_REDRAW_SHARE = 0.02
+_REDRAW_SLOWEST = 10.0
 _LONGEST_TRACEBACK = 256 * 1024
 
 
@@ -32,8 +38,10 @@ class Recorder:
         self._held_parts: list[str] = []
         self._held_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._empty: set[int] = set()
-        self._clear_waits: set[int] = set()
+        self._frame: Frame | None = None
+        self._drawn: set[str] = set()
+        self._started: dict[int, float] = {}
+        self._next: dict[int | str, float] = {}
         self.failed: OSError | None = None
         self.on_failure: Callable[[], None] = lambda: None
 
@@ -44,7 +52,8 @@ class Recorder:
 
     # --- cells
     def cell_start(self, cell: int, code_index: int, source: str) -> None:
-        self._empty.add(cell)
+        self._started[cell] = time.monotonic()
+        self._next.clear()
         line = first_line(source)
         self.write("cell_start", cell=cell, code_index=code_index, source=line)
         self.say(message("runner.log_cell", {"number": code_index + 1, "total": self.cells_total, "source": line}))
@@ -64,7 +73,7 @@ class Recorder:
     def stream(self, cell: int, name: str, text: str) -> None:
         """Text to stdout or stderr; joined with what came less than 50 ms before."""
         size = len(text.encode("utf-8", "surrogatepass"))
-        left = self.budget.left(cell) - self._held_bytes
+        left = self._left(cell)
         if size > left:
             kept = text.encode("utf-8", "replace")[: max(0, left)].decode("utf-8", "ignore")
             if kept:
@@ -73,7 +82,19 @@ class Recorder:
             return
         self._hold_text(cell, name, text, size)
 
+    def _left(self, cell: int) -> int:
+        """Bytes that the cell may still show, with what is held counted."""
+        frame = self._frame_of(cell)
+        if frame is not None:
+            return max(0, min(self.budget.per_cell, self.budget.per_job - self.budget.used) - frame.bytes)
+        return self.budget.left(cell) - (self._held_bytes if self._held and self._held["cell"] == cell else 0)
+
     def _hold_text(self, cell: int, name: str, text: str, size: int) -> None:
+        frame = self._frame_of(cell)
+        if frame is not None:
+            frame.add_text(name, text, size)
+            self.say(text, raw=True)
+            return
         held = self._held
         if held is None or held["type"] != "output" or held["cell"] != cell or held["output"]["name"] != name:
             self.flush()
@@ -90,40 +111,72 @@ class Recorder:
         if output["output_type"] == "stream":
             self.stream(cell, output["name"], output["text"])
             return
-        self.flush()
         if output["output_type"] == "error":
+            self.flush()
             output = _short_error(output)
         size = _size(output)
-        if output["output_type"] != "error" and size > self.budget.left(cell):
+        if output["output_type"] != "error" and size > self._left(cell):
             self._cap(cell, size)
             return
-        shown = {"display_id": display_id} if display_id else {}
-        self.budget.take(cell, self.write("output", cell=cell, output=output, **shown))
-        self._shows(cell)
+        fields = {"cell": cell, "output": output, **({"display_id": display_id} if display_id else {})}
+        frame = self._frame_of(cell)
+        if frame is not None:
+            frame.add({"type": "output", **fields}, size)
+        else:
+            self.flush()
+            self._write_held({"type": "output", **fields})
         self._say_output(output)
 
     def update_display(self, cell: int, display_id: str, data: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """New data for a display; of several within 50 ms the last counts."""
+        """New data for a display; of several that come fast the last counts."""
         size = _size(data)
         if self.budget.job_full or size > self.budget.per_cell:
             self._cap(cell, size)
             return
+        frame = self._frame_of(cell)
+        if frame is not None:
+            fields: Event = {"cell": cell, "display_id": display_id, "data": data, "metadata": metadata}
+            frame.add({"type": "update_display", **fields}, size)
+            return
         held = self._held
         if held is None or held["type"] != "update_display" or held["display_id"] != display_id:
             self.flush()
-            self._hold({"type": "update_display"})
+            self._hold({"type": "update_display"}, self._next.get(display_id, 0) - time.monotonic())
             held = self._held
         assert held is not None
         held.update(cell=cell, display_id=display_id, data=data, metadata=metadata)
 
     def clear(self, cell: int, wait: bool) -> None:
-        """The cell's output is cleared; clearing what is empty says nothing."""
-        self.flush()
-        if cell in self._empty or (wait and cell in self._clear_waits) or self.budget.job_full:
+        """The cell's output is cleared. Cleared again soon after, it is held until it is time to draw it anew."""
+        if self.budget.job_full:
             return
-        self.budget.take(cell, self.write("clear", cell=cell, wait=wait))
+        frame = self._frame_of(cell)
+        if frame is not None:
+            frame.clear(wait)
+            return
+        self.flush()
+        wait_for = self._next.get(cell, 0) - time.monotonic()
+        if wait_for > 0:
+            self._frame = Frame(cell, wait, self._drawn)
+            self._start_timer(wait_for)
+        else:
+            self._write_clear(cell, wait)
+
+    def _write_clear(self, cell: int, wait: bool) -> None:
+        self._next[cell] = time.monotonic() + self._redraw_seconds(cell)
+        self.budget.take(
+            cell, self.sink.write({"t": round(time.time(), 6), "type": "clear", "cell": cell, "wait": wait})
+        )
         self.budget.cleared(cell)
-        (self._clear_waits if wait else self._empty).add(cell)
+
+    def _redraw_seconds(self, cell: int) -> float:
+        now = time.monotonic()
+        share = _REDRAW_SHARE * (now - self._started.get(cell, now))
+        seconds = max(_REDRAW_SECONDS, min(share, _REDRAW_SLOWEST))
+        return seconds * (6 if self.budget.used > self.budget.per_job / 2 else 1)
+
+    def _frame_of(self, cell: int) -> "Frame | None":
+        return self._frame if self._frame is not None and self._frame.cell == cell else None
 
     def widgets(self, cell: int, models: dict[str, Any]) -> None:
         """Models of widgets that changed."""
@@ -150,17 +203,15 @@ class Recorder:
         code, limit = ("runner.capped_job", self.budget.per_job) if full else ("runner.capped", self.budget.per_cell)
         text = message(code, {"limit": show_size(limit)})
         self.write("output", cell=cell, output={"output_type": "stream", "name": "stderr", "text": f"\n{text}\n"})
-        self._shows(cell)
         self.say(text)
 
-    def _shows(self, cell: int) -> None:
-        self._empty.discard(cell)
-        self._clear_waits.discard(cell)
-
     # --- holding
-    def _hold(self, event: Event) -> None:
+    def _hold(self, event: Event, seconds: float = 0) -> None:
         self._held, self._held_parts, self._held_bytes = event, [], 0
-        self._timer = asyncio.get_running_loop().call_later(_JOIN_SECONDS, self._flush_on_time)
+        self._start_timer(max(seconds, _JOIN_SECONDS))
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._flush_on_time)
 
     def _flush_on_time(self) -> None:
         try:
@@ -174,16 +225,28 @@ class Recorder:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        frame, self._frame = self._frame, None
+        if frame is not None:
+            self._write_clear(frame.cell, frame.wait)
+            for event in frame.events():
+                self._write_held(event)
+            if frame.cleared:
+                self._write_clear(frame.cell, True)
         held, self._held, self._held_bytes = self._held, None, 0
-        if held is None:
-            return
-        visible = held["type"] == "output"
-        if visible:
-            held["output"]["text"] = "".join(self._held_parts)
-            self._shows(held["cell"])
-        self._held_parts = []
-        size = self.sink.write({"t": round(time.time(), 6), **held})
-        self.budget.take(held["cell"], size, visible=visible)
+        if held is not None:
+            if held["type"] == "output":
+                held["output"]["text"] = "".join(self._held_parts)
+            self._held_parts = []
+            self._write_held(held)
+
+    def _write_held(self, event: Event) -> None:
+        cell = event["cell"]
+        if event["type"] == "update_display":
+            self._next[event["display_id"]] = time.monotonic() + self._redraw_seconds(cell)
+        elif "display_id" in event:
+            self._drawn.add(event["display_id"])
+        size = self.sink.write({"t": round(time.time(), 6), **event})
+        self.budget.take(cell, size, visible=event["type"] == "output")
 
     # --- the log that people read
     def say(self, text: str, *, raw: bool = False) -> None:
