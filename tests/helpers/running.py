@@ -109,7 +109,10 @@ class Running:
 
     def close(self) -> None:
         """Ends the service and every job that it left running."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is None or self.process.poll() is not None:
+            self.hub.close()
+            return
+        try:
             # The service's own token: it needs no Hub, which may be gone.
             token = {"Authorization": f"token {self.settings.secret('service.token')}"}
             with httpx.Client(base_url=f"{self.settings.service_url}/api", headers=token, trust_env=False) as http:
@@ -117,5 +120,6 @@ class Running:
                 for job in http.get("/jobs", params=active).json()["items"]:
                     http.post(f"/jobs/{job['id']}/stop", params={"owner": job["owner"]})
             until(lambda: not Allocations(self.data.machine).live(), 60, "the end of all jobs")
+        finally:
             self.end(signal.SIGKILL)
-        self.hub.close()
+            self.hub.close()
