@@ -21,9 +21,6 @@ SERVER_TOKEN_SCOPES = [
     "read:users:groups!user",
 ]
 
-# The server's own module, but for an import that costs 0.9 s of CPU; -P keeps modules in the home out of its way.
-SERVER = "from kajiya_hub.trim import trim; trim(); from jupyterhub.singleuser import main; main()"
-
 
 def configure(c: Any, settings: Settings | None = None) -> None:
     """Sets all of JupyterHub's configuration for the embedded stack; `settings` are loaded if left out."""
@@ -121,7 +118,8 @@ def _servers(c: Any, settings: Settings) -> None:
     c.Spawner.start_timeout = 900  # the very first start fetches the packages of all environments
     c.Spawner.http_timeout = 60
     c.Spawner.default_url = "/lab"
-    c.LocalSpawner.cmd = [sys.executable, "-P", "-c", SERVER]
+    # -P: a file in the home, which is the working folder, must not stand in for a module of the server's.
+    c.LocalSpawner.cmd = [sys.executable, "-P", "-m", "kajiya_hub.singleuser"]
     # Language servers of the system are looked for at each start, and none is wanted.
     c.Spawner.args = ["--LanguageServerManager.autodetect=False"]
     if os.geteuid() == 0 and not settings.accounts:

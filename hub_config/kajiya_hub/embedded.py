@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +44,9 @@ class PartFailed(SetupError):
 
 def say(code: str, **params: Any) -> None:
     """One line for the person at the terminal, in their language."""
-    print(message(code, params), flush=True)
+    # A terminal that is gone must not keep us from ending the parts in order.
+    with suppress(OSError):
+        print(message(code, params), flush=True)
 
 
 def prepare(data: DataDir, given: Mapping[str, Any]) -> tuple[Settings, Lease]:
@@ -205,7 +208,7 @@ class Stack:
         if status is not None:
             self.base.process = None
             if status != 0:
-                print(self.base.last_words(), flush=True)
+                say("stack.base", words=self.base.last_words())
         for part in self.parts:
             if part.process is None:
                 if now >= part.again_at:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import time
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,8 +24,22 @@ class AddressUnusable(SetupError):
     code = "stack.address"
 
 
-def check_address(ip: str, port: int) -> None:
-    """Whether the address can be listened on. Raises `PortInUse`, `AddressUnusable`."""
+def check_address(ip: str, port: int, patience: float = 3) -> None:
+    """Whether the address can be listened on. Raises `PortInUse` after `patience` seconds, `AddressUnusable`.
+
+    A proxy whose parent was killed a moment ago still ends, which is no reason to refuse the next start.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return _try_address(ip, port)
+        except PortInUse:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
+def _try_address(ip: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

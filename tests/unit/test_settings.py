@@ -11,6 +11,7 @@ from kajiya_hub import datadir, ports
 from kajiya_hub.datadir import DataDir, holder, take_lease
 from kajiya_hub.processes import rotate
 from kajiya_hub.settings import Ports, Settings, earlier_ports, read_site_settings
+from kajiya_hub.singleuser import idle_arguments
 
 PORTS = Ports(hub=18081, proxy_api=18082, service=18083, mlflow=18084)
 
@@ -187,7 +188,7 @@ def test_a_taken_port_names_the_option() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ports.PortInUse) as e:
-            ports.check_address("127.0.0.1", taken.getsockname()[1])
+            ports.check_address("127.0.0.1", taken.getsockname()[1], patience=0)
     assert "--port" in e.value.sentence("en")
     assert "--port" in e.value.sentence("ja")
     with pytest.raises(ports.AddressUnusable):
@@ -205,3 +206,23 @@ def test_a_large_log_moves_aside_under_whoever_writes_it(tmp_path: Path) -> None
         writer.write(b"end")
     assert log.read_bytes() == b"end"
     assert [p.read_bytes()[:1] for p in sorted(tmp_path.glob("hub.log.*"))] == [b"5", b"4", b"3"]
+
+
+@pytest.mark.parametrize("minutes", ["", "0", "-1", "soon"])
+def test_without_an_idle_rule_a_server_is_never_ended(minutes: str) -> None:
+    assert idle_arguments({"KAJIYA_IDLE_MINUTES": minutes}) == []
+    assert idle_arguments({}) == []
+
+
+def test_the_idle_rule_is_understood_by_the_server() -> None:
+    from jupyter_server.serverapp import ServerApp
+    from jupyter_server.services.kernels.kernelmanager import MappingKernelManager
+    from jupyter_server_terminals.terminalmanager import TerminalManager
+
+    classes = {c.__name__: c for c in (ServerApp, MappingKernelManager, TerminalManager)}
+    given = dict(argument.removeprefix("--").split("=") for argument in idle_arguments({"KAJIYA_IDLE_MINUTES": "30"}))
+    for option, value in given.items():
+        name, trait = option.split(".")
+        assert trait in classes[name].class_traits(config=True), option
+        assert value in ("1800", "60", "True", "False")
+    assert given["MappingKernelManager.cull_busy"] == "False"
