@@ -2,20 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
-import time
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from helpers.fake_service import TOKEN, Fake, job, result
+from helpers.jupyter import JUPYTER, jupyter
 
 ID = "j0000000000000001"
-JUPYTER = "jupyter-token"
 
 
 @pytest.fixture(scope="module")
@@ -31,47 +27,8 @@ def server(fake: Fake, tmp_path_factory: pytest.TempPathFactory):
     home = tmp_path_factory.mktemp("home")
     notices = home / "notices.jsonl"
     notices.write_text('{"time": 1, "process": "python", "used": 2, "allowed": 1}\n{"torn', "utf-8")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KAJIYA", "JUPYTER"))}
-    ready = home / "ready"
-    env = kept | {
-        "HOME": str(home),
-        "KAJIYA_API_URL": fake.url,
-        "KAJIYA_TOKEN": TOKEN,
-        "KAJIYA_NOTICES": str(notices),
-        "JUPYTER_RUNTIME_DIR": str(ready),
-    }
-    arguments = [
-        "--ServerApp.jpserver_extensions={'kajiya_lab': True}",
-        f"--IdentityProvider.token={JUPYTER}",
-        "--port=0",
-        "--no-browser",
-        "--allow-root",
-        "--ServerApp.base_url=/user/mari/",
-    ]
-    log = (home / "log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jupyter_server", *arguments], env=env, cwd=home, stdout=log, stderr=log
-    )
-    try:
-        deadline = time.monotonic() + 60
-        found: list[Path] = []
-        while not found:
-            assert process.poll() is None and time.monotonic() < deadline, (home / "log").read_text()
-            time.sleep(0.1)
-            found = list(ready.glob("jpserver-*.json"))
-        url = json.loads(found[0].read_text())["url"]
-        while True:
-            try:
-                httpx.get(f"{url}api", timeout=5)
-                break
-            except httpx.TransportError:
-                assert time.monotonic() < deadline, (home / "log").read_text()
-                time.sleep(0.1)
+    with jupyter("jupyter_server", fake, home, KAJIYA_NOTICES=str(notices)) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ const STALE_SECONDS = 60;
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
+  // The notebook's one-key commands would take arrows and letters from whoever uses this by keyboard.
+  if (tag === "button" || tag === "pre") node.setAttribute("data-lm-suppress-shortcuts", "true");
   for (const [name, value] of Object.entries(attributes)) {
     if (value !== undefined && value !== null) node.setAttribute(name, value);
   }
@@ -32,15 +34,35 @@ function download(name, bytes) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
+function serverBase() {
+  try {
+    return JSON.parse(document.getElementById("jupyter-config-data").textContent).baseUrl || null;
+  } catch {
+    return null; // no Jupyter server behind this front end
+  }
+}
+
+// Through the server extension, because a kernel that is busy with a cell hears of a click only after it.
+async function stopByServer(id) {
+  const base = serverBase();
+  if (!base) return false;
+  const xsrf = document.cookie.match(/(?:^|; )_xsrf=([^;]*)/);
+  try {
+    const answer = await fetch(`${base}kajiya/api/jobs/${encodeURIComponent(id)}/stop`, {
+      method: "POST",
+      credentials: "same-origin",
+      headers: xsrf ? { "X-XSRFToken": decodeURIComponent(xsrf[1]) } : {},
+    });
+    return answer.ok;
+  } catch {
+    return false;
+  }
+}
+
 function serverLink(path, label) {
   // JupyterLab opens it in place by the command; the address is for a new tab and for other front ends.
-  const config = document.getElementById("jupyter-config-data");
-  let base = "/";
-  try {
-    base = JSON.parse(config.textContent).baseUrl || "/";
-  } catch {
-    return null;
-  }
+  const base = serverBase();
+  if (!base) return null;
   const encoded = path.split("/").map(encodeURIComponent).join("/");
   const link = element("a", { href: `${base}lab/tree/${encoded}`, target: "_blank", rel: "noopener" }, label);
   if (document.querySelector(".jp-LabShell")) {
@@ -162,7 +184,8 @@ function render({ model, el }) {
     }
     calm();
     stop.disabled = true;
-    send({ do: "stop" });
+    // Whatever the server can't do the kernel can, and it says what is wrong.
+    stopByServer(model.get("view").id).then((done) => done || send({ do: "stop" }));
   });
   again.addEventListener("click", () => {
     again.disabled = true;
