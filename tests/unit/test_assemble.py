@@ -143,7 +143,7 @@ FIELDS = st.dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.builds(lambda name, fields: {**fields, "type": name}, NAMES, FIELDS), max_size=12))
 def test_a_log_that_anybody_wrote_does_no_harm(events: list[dict[str, Any]]) -> None:
     """An attempt's owner can write any line into the log: the notebook stays one that can be read."""
@@ -174,7 +174,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(STEPS, st.data())
 def test_every_prefix_assembles_and_a_torn_line_changes_nothing(
     steps: list[dict[str, Any]], draw: st.DataObject
@@ -190,7 +190,7 @@ def test_every_prefix_assembles_and_a_torn_line_changes_nothing(
     nbformat.validate(assemble(BOOK, prefix))
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.text(alphabet="ab\r\n日", max_size=6)), max_size=10), st.integers(1, 4))
 def test_how_text_was_cut_into_events_does_not_show(parts: list[tuple[int, str]], size: int) -> None:
     once = [text(cell, value) for cell, value in parts]

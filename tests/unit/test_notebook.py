@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.notebooks import code, data, markdown, notebook
@@ -80,6 +80,7 @@ def test_files(tmp_path: Path) -> None:
         notebooks.read_file(path, limit=10)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda s: (
     st.lists(s) | st.dictionaries(st.sampled_from(["cells", "metadata", "source", "cell_type", "outputs"]), s)
 )).map(lambda v: json.dumps({"nbformat": 4, "cells": v}).encode()))  # fmt: skip

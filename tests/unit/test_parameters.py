@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.notebooks import code, notebook
@@ -99,6 +99,7 @@ def test_names_keep_their_order_and_are_read_as_python_reads_them() -> None:
     assert [s.name for s in python_parameters("b = 1\nﬁ = 2\n名前 = 3\na = 4")] == ["b", "fi", "名前", "a"]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_source_is_read_or_passed_over(source: str) -> None:
     for spec in python_parameters(source):
@@ -257,6 +258,7 @@ ATOMS = st.none() | st.booleans() | st.floats() | st.text()
 JSON = st.recursive(ATOMS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["s", "l", "d", "a"]), JSON))
 def test_what_papermill_writes_gives_the_value_back(given_values: dict[str, Any]) -> None:
     """Through papermill's translator and Python's parser, an accepted value is itself again, and nothing more runs."""
