@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 _LAZY = {
     "Client": "kajiya.client",
     "Job": "kajiya.handle",
+    "JobFailed": "kajiya.errors",
+    "KajiyaError": "kajiya.errors",
     "submit": "kajiya.sdk",
     "job": "kajiya.sdk",
     "jobs": "kajiya.sdk",
     "capacity": "kajiya.sdk",
 }
 
-__all__ = ["Client", "Job", "__version__", "capacity", "job", "jobs", "submit"]
+__all__ = ["Client", "Job", "JobFailed", "KajiyaError", "__version__", "capacity", "job", "jobs", "submit"]
 
 
 def __getattr__(name: str) -> Any:

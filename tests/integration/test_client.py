@@ -287,3 +287,4 @@ def test_the_token_shows_nowhere(fake: Fake, client: Client, caplog: pytest.LogC
 
 def test_the_module_loads_its_names_on_first_use():
     assert kajiya.submit is sdk.submit and kajiya.jobs is sdk.jobs
+    assert all(getattr(kajiya, name) for name in kajiya.__all__)
