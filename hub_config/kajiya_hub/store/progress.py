@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, or_, select, update
 
 from kajiya.types import ACTIVE, FINAL, Ending, Progress, Reason, Status
 from kajiya_hub.store.ids import is_id, time_prefix
@@ -131,7 +131,8 @@ class Progressing(Shared):
                 .where(
                     jobs.c.id == bindparam("of_id"),
                     jobs.c.attempt == bindparam("of_attempt"),
-                    jobs.c.status.in_(UNDER_WAY),
+                    # Not `in_`: its list is spread out at each execution, which many rows at once do not allow.
+                    or_(*(jobs.c.status == status for status in UNDER_WAY)),
                 )
                 .values(seq=bindparam("new_seq"), progress=bindparam("new_progress", type_=jobs.c.progress.type)),
                 [

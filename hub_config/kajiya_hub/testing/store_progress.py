@@ -92,6 +92,14 @@ class ProgressContract(StoreFixtures):
         ]
         assert job.status is Status.stopped and job.ended_at is not None and store.active() == []
 
+    def test_many_attempts_progress_in_one_call(self, store: Store, make: Make) -> None:
+        ids = [store.submit(make())[0].id for _ in range(3)]
+        for id in ids:
+            store.begin_attempt(id, f"t-{id}")
+        store.set_progress({(id, 1): Progress(cells_total=9, cells_done=n) for n, id in enumerate(ids)})
+        assert [store.job(id).progress.cells_done for id in ids] == [0, 1, 2]
+        assert len({store.job(id).seq for id in ids}) == 3
+
     def test_an_end_is_an_end(self, store: Store, make: Make) -> None:
         id = store.submit(make())[0].id
         kept = [Result(path="図/a.png", size=2**40, sha256="f" * 64, attempt=1)]
