@@ -1,6 +1,6 @@
 """Layers written: the same content is the same bytes, and an independent reader finds what was meant."""
 
-# ruff: noqa: PTH
+# ruff: noqa: PTH104, PTH123 - bytes and descriptors
 
 import io
 import os

@@ -219,7 +219,7 @@ def _number(field: bytes, what: str) -> int:
     digits = field.strip(b" \0")
     if not digits:
         return 0
-    if not all(48 <= c < 56 for c in digits):
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:
         raise BlobDamaged(problem=f"a header's {what} is no number")
     return int(digits, 8)
 
