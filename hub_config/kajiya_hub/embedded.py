@@ -5,6 +5,7 @@ User servers and jobs are no children of it: servers are stopped by the Hub as i
 """
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -36,6 +37,12 @@ class NotInstalled(SetupError):
     code = "stack.not_installed"
 
 
+class ProxyNotInstalled(SetupError):
+    """kajiya.yaml asks for configurable-http-proxy, which is not there."""
+
+    code = "stack.proxy_not_installed"
+
+
 class PartFailed(SetupError):
     """A part of the stack can't be started."""
 
@@ -53,7 +60,7 @@ def prepare(data: DataDir, given: Mapping[str, Any]) -> tuple[Settings, Lease]:
     """Takes the data directory and writes the effective settings: kajiya.yaml with `given` over it.
 
     Raises `DataDirInUse`, `DataDirUnusable`, `DataDirOnNfs`, `ConfigInvalid`, `PortInUse`, `AddressUnusable`,
-    `NotInstalled`, `AccountsNeedRoot`.
+    `NotInstalled`, `ProxyNotInstalled`, `AccountsNeedRoot`.
     """
     for module in ("jupyterhub", "jupyterlab", "mlflow", "uv", "fastapi", "aiohttp"):
         if find_spec(module) is None:
@@ -61,6 +68,8 @@ def prepare(data: DataDir, given: Mapping[str, Any]) -> tuple[Settings, Lease]:
     site = SiteSettings.model_validate(read_site_settings(data.config) | dict(given))
     if site.accounts and os.geteuid() != 0:
         raise AccountsNeedRoot()
+    if site.proxy != "kajiya" and shutil.which(site.proxy) is None:
+        raise ProxyNotInstalled(program=site.proxy)
     data.prepare(site.accounts)
     lease = take_lease(data)
     try:
@@ -78,6 +87,18 @@ def prepare(data: DataDir, given: Mapping[str, Any]) -> tuple[Settings, Lease]:
     return settings, lease
 
 
+def proxy_command(settings: Settings) -> list[str]:
+    """The command line of the proxy that the settings name; Kajiya's own takes the flags of npm's."""
+    own = settings.proxy == "kajiya"
+    # Whole, so that a part that starts again later does not depend on where it is looked for.
+    program = [sys.executable, "-m", "kajiya_hub.proxy"] if own else [shutil.which(settings.proxy) or settings.proxy]
+    listen = ["--ip", settings.ip, "--port", str(settings.port)]
+    api = ["--api-ip", "127.0.0.1", "--api-port", str(settings.ports.proxy_api)]
+    key, cert = settings.ssl_key, settings.ssl_cert
+    tls = ["--ssl-key", key, "--ssl-cert", cert] if key and cert else []
+    return [*program, *listen, *api, *tls, "--error-target", f"{settings.hub_url}/error", "--log-level", "warn"]
+
+
 @dataclass
 class Stack:
     """The running parts. `ready` is called once, when the login page can be opened."""
@@ -93,14 +114,11 @@ class Stack:
         env = self._environment()
         self._proxy_token = s.secret("proxy.token")
         secret = {"CONFIGPROXY_AUTH_TOKEN": self._proxy_token}
-        tls = ["--ssl-key", s.ssl_key, "--ssl-cert", s.ssl_cert] if s.ssl_key and s.ssl_cert else []
-        listen = ["--ip", s.ip, "--port", str(s.port), "--api-ip", "127.0.0.1", "--api-port", str(s.ports.proxy_api)]
-        hub = f"{s.hub_url}/error"
         python = sys.executable
 
         self.proxy = Child(
             "proxy",
-            [python, "-m", "kajiya_hub.proxy", *listen, *tls, "--error-target", hub, "--log-level", "warn"],
+            proxy_command(s),
             env | secret,
             logs / "proxy.log",
             ready_check=lambda: listens(s.ports.proxy_api),

@@ -7,7 +7,7 @@ environment variable KAJIYA_SETTINGS names.
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -84,9 +84,14 @@ class SiteSettings(_Strict):
         default=None,
         description="The address that people open, where a reverse proxy stands in front: scheme, host, base_url.",
     )
+    proxy: Literal["kajiya", "configurable-http-proxy"] = Field(
+        default="kajiya",
+        description="The proxy in front: Kajiya's own, or npm's configurable-http-proxy, which must be on PATH.",
+    )
     retention: Retention = Field(default_factory=Retention)
     retries: dict[Ending, Annotated[int, Field(ge=0, le=100)]] = Field(
-        default_factory=lambda: {Ending.preempted: 3, Ending.could_not_start: 2}
+        default_factory=lambda: {Ending.preempted: 3, Ending.could_not_start: 2},
+        description="How often an attempt that ended so is tried again, where the job does not say.",
     )
     uploads: Uploads = Field(default_factory=Uploads)
     site: Site = Field(default_factory=Site)

@@ -9,7 +9,9 @@ import pytest
 from kajiya.errors import ConfigInvalid, DataDirInUse, DataDirOnNfs, DataDirUnusable, NotConfigured
 from kajiya_hub import datadir, ports
 from kajiya_hub.datadir import DataDir, holder, take_lease
+from kajiya_hub.embedded import ProxyNotInstalled, prepare, proxy_command
 from kajiya_hub.processes import rotate
+from kajiya_hub.proxy.options import parse
 from kajiya_hub.settings import Ports, Settings, earlier_ports, read_site_settings
 from kajiya_hub.singleuser import idle_arguments
 
@@ -62,6 +64,7 @@ def test_loopback(tmp_path: Path, ip: str, loopback: bool) -> None:
         ("public_address: hub.example.org\n", 1, "the file", "https://kajiya.example.org/"),
         ("public_address: https://hub.example.org\n", 1, "the file", "end with base_url"),
         ("base_url: /a/\npublic_address: https://x.org/b/\n", 1, "the file", "end with base_url"),
+        ("proxy: nginx\n", 1, "proxy", "configurable-http-proxy"),
         ("port: [\n", 2, "the YAML", ""),
         ("port: 1\nport: 2\n", 2, "port", "each key once"),
     ],
@@ -77,6 +80,36 @@ def test_a_wrong_file_is_answered_with_line_key_and_expectation(
     assert e.value.params["key"] == key
     assert expected in e.value.params["expected"]
     assert str(path) in e.value.sentence("en")
+
+
+# --- the proxy in front
+def test_kajiyas_own_proxy_is_the_default_and_takes_the_same_flags(tmp_path: Path) -> None:
+    tls = {"ssl_key": "/k.pem", "ssl_cert": "/c.pem"}
+    program, *words = proxy_command(settings(tmp_path, **tls))
+    assert (Path(program).name.startswith("python"), words[:2]) == (True, ["-m", "kajiya_hub.proxy"])
+    options = parse(words[2:], {})
+    assert (options.ip, options.port, options.api_ip, options.api_at) == ("127.0.0.1", 8000, "127.0.0.1", 18082)
+    assert options.error_target == "http://127.0.0.1:18081/hub/error"
+    assert (str(options.public_tls.key), str(options.public_tls.cert)) == ("/k.pem", "/c.pem")
+
+
+def test_npms_proxy_is_found_on_the_path_and_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "configurable-http-proxy"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    npms = proxy_command(settings(tmp_path, proxy="configurable-http-proxy"))
+    assert npms == [str(program), *proxy_command(settings(tmp_path))[3:]]
+
+
+def test_a_missing_proxy_is_named_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    data = DataDir(tmp_path / "data")
+    with pytest.raises(ProxyNotInstalled) as e:
+        prepare(data, {"proxy": "configurable-http-proxy"})
+    assert "npm install" in e.value.sentence("en")
+    assert not data.root.exists()
 
 
 def test_only_what_the_file_says_is_set(tmp_path: Path) -> None:
