@@ -1,7 +1,7 @@
 # Kajiya. `make help` lists what there is to make.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast test-browser lint format docs bench clean
+.PHONY: screenshots help up test test-fast test-browser lint format docs bench clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -48,6 +48,10 @@ docs: $(VENV)/.ready-dev  ## write the generated reference pages, then check all
 	$(PY) -m kajiya_hub.reference
 	$(PY) -m kajiya_hub.api.docs
 	$(PY) -m pytest -q tests/docs
+
+screenshots: $(VENV)/.ready-dev  ## make the pictures of the README anew, by doing its tutorial
+	@$(PY) -m pytest -q tests/browser/test_tutorial.py
+	cp build/screenshots/picker.png build/screenshots/progress.png build/screenshots/job-widget.png docs/images/
 
 bench: $(VENV)/.ready-dev  ## measure, each figure as a ratio against what one would use instead
 	@$(PY) bench/run.py $(ARGS)

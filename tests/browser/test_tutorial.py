@@ -87,7 +87,7 @@ def test_submit_from_a_cell_and_watch(mika: Person, outside: Any) -> None:
     expect(widget).to_be_visible(timeout=60_000)
     expect(widget.get_by_role("progressbar")).to_be_visible()
     expect(widget.locator(".kajiya-pill")).to_have_text(re.compile("running|succeeded"), timeout=60_000)
-    expect(widget.locator(".kajiya-text").first).to_contain_text(re.compile(r"\S"), timeout=90_000)
+    expect(widget.locator(".kajiya-text").first).to_contain_text(re.compile(r"fold \d of 5|kept:"), timeout=90_000)
     widget.scroll_into_view_if_needed()
     mika.shot("job-widget")
     expect(widget.locator(".kajiya-pill")).to_have_text("succeeded", timeout=180_000)
@@ -97,6 +97,18 @@ def test_submit_from_a_cell_and_watch(mika: Person, outside: Any) -> None:
     assert job["environment"]["kind"] == "as_is" and job["environment"]["note"]
     assert job["progress"]["cells_done"] == job["progress"]["cells_total"] > 3
     assert mika.faults == []
+
+
+def test_plain_mlflow_code_in_the_job_is_attributed_to_its_user(mika: Person, stack: Stack, token: str) -> None:
+    stack.wait_ready("mlflow")
+    with stack.api(token) as client:
+        found = client.post("services/mlflow/api/2.0/mlflow/runs/search", json={"experiment_ids": ["0"]}).json()["runs"]
+    assert {run["info"]["user_id"] for run in found} == {"mika"}
+    params = {p["key"]: p["value"] for p in found[0]["data"]["params"]}
+    assert params["C"] in {"10", "10.0"} and {m["key"] for m in found[0]["data"]["metrics"]} >= {"accuracy"}
+    mika.go("services/mlflow/")
+    expect(mika.page.get_by_text(re.compile("Experiments")).first).to_be_visible(timeout=60_000)
+    mika.page.go_back()
 
 
 def test_submit_from_a_terminal(mika: Person, stack: Stack) -> None:

@@ -76,7 +76,7 @@ class Person:
 
     def wait_for_lab(self) -> None:
         self.page.wait_for_url(re.compile(r"/user/[^/]+/lab"), timeout=FIRST_START)
-        expect(self.page.get_by_role("tab", name=re.compile("Launcher")).first).to_be_visible(timeout=90_000)
+        expect(self.page.locator(".jp-DirListing-item").first).to_be_visible(timeout=90_000)
 
     def stop_server(self) -> None:
         """As with the button on the Hub's home page."""
