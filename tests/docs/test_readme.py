@@ -17,6 +17,12 @@ def blocks(text: str, language: str = r"\w+") -> list[str]:
     return re.findall(rf"```{language}\n(.*?)\n```", text, re.DOTALL)
 
 
+def links(text: str) -> list[str]:
+    """What a page's links within the tree lead to; brackets within code are no links."""
+    prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [t.split("#")[0] for t in re.findall(r"\]\((?!https?:)([^)]+)\)", prose)]
+
+
 def test_the_japanese_readme_is_in_step() -> None:
     assert blocks(JAPANESE) == blocks(ENGLISH)
     for pattern in (r"^#+ ", r"^\|", r"<!-- .*? -->"):
@@ -28,9 +34,12 @@ def test_the_japanese_readme_is_in_step() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text("utf-8")
-    targets = [t.split("#")[0] for t in re.findall(r"\]\((?!https?:)([^)]+)\)", text)]
-    assert [t for t in targets if t and not (page.parent / t).exists()] == []
+    assert [t for t in links(page.read_text("utf-8")) if t and not (page.parent / t).exists()] == []
+
+
+def test_only_links_are_taken_for_links() -> None:
+    text = "`[a](?:b)` [one](x.md#part)\n```python\n[c](d)\n```\n[`two`](y.md) [out](https://example.org)"
+    assert links(text) == ["x.md", "y.md"]
 
 
 def commands(program: str) -> list[tuple[str, str]]:
