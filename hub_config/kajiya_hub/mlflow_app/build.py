@@ -1,12 +1,12 @@
 """Puts MLflow, its auth app and the front end together."""
 
 import logging
-import sys
 from typing import Any
 
 from starlette.types import ASGIApp
 
 from kajiya_hub.mlflow_app.options import Options, prepare
+from kajiya_hub.trim import trim
 
 log = logging.getLogger("kajiya.mlflow")
 
@@ -16,8 +16,7 @@ def build(options: Options) -> ASGIApp:
 
     Raises `OSError` if the folder can't be made, `MlflowException` if a database can't be used.
     """
-    # An import of jsonschema's that costs 0.9 s of CPU and is not needed.
-    sys.modules.setdefault("rfc3987_syntax", None)  # pyright: ignore[reportArgumentType]
+    trim()
     prepare(options)
     # Only after `prepare`: these read the environment when they are imported.
     from mlflow.server import auth
