@@ -304,6 +304,30 @@ class EnvironmentFailed(SetupError):
     code = "environment.failed"
 
 
+class EnvironmentUnreadable(SetupError):
+    """A part of an environment can't be read; parameters: path, problem."""
+
+    code, status = "environment.unreadable", 422
+
+
+class EnvironmentChanging(SetupError):
+    """A file would not stay as it is while it was read; parameter: path."""
+
+    code, status = "environment.changing", 409
+
+
+class EnvironmentNotMovable(SetupError):
+    """Binary files have the environment's own path inside; parameter: paths."""
+
+    code, status = "environment.not_movable", 422
+
+
+class EnvironmentNameReserved(SetupError):
+    """Names that mean something else in an image; parameter: paths."""
+
+    code, status = "environment.name_reserved", 422
+
+
 class DiskFull(SetupError):
     code, status = "disk.full", 507
 
