@@ -45,6 +45,15 @@ else
   say "Setting up: what the tests need…"
 fi
 
+# As pip does, trust the authorities that the machine trusts: a site's own is among them, and not among those built
+# into uv. The second name is that of older releases.
+for authorities in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem \
+  /etc/ssl/cert.pem; do
+  if [ -e "$authorities" ]; then
+    export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS:-1}"
+  fi
+done
+
 # --compile-bytecode: else the first start would compile what it imports, and be slow.
 # The group brings what tests need; the override leaves out one slow import.
 arguments=(pip install --python "$venv/bin/python" --overrides tools/overrides.txt --compile-bytecode)

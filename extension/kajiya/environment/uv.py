@@ -22,6 +22,14 @@ _NETWORK = (
     "timed out",
 )
 
+# Where distributions keep the authorities that the machine trusts: a site's own authority is among them.
+_AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
 
 def find() -> str:
     """The path of uv: beside this interpreter, else on PATH. Raises `UvMissing`."""
@@ -37,6 +45,9 @@ def find() -> str:
 def run(arguments: Sequence[str], *, cache: Path | None, variables: Mapping[str, str], cwd: Path) -> str:
     """Runs uv and returns what it said on stderr. Raises `PackagesUnavailable`, `DiskFull`, `EnvironmentFailed`."""
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CONDA_PREFIX")}
+    if any(Path(place).exists() for place in _AUTHORITIES):
+        # As pip does; uv alone would trust only what is built into it. The second name is that of older releases.
+        env = {"UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1"} | env
     env |= {"NO_COLOR": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"} | dict(variables)
     argv = [find(), *arguments, *(["--no-cache"] if cache is None else ["--cache-dir", str(cache)])]
     try:
