@@ -7,12 +7,12 @@ in that form, and two homes with the same packages have the same layer.
 import json
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple
 
-from kajiya.environment.fingerprint import FILE, FOLDER, LINK, Entry, Fingerprint, needles_of
+from kajiya.environment.fingerprint import FILE, FOLDER, LINK, Entry, Fingerprint, needles_of, roots_of
 from kajiya.environment.leftout import OUTSIDE, Leftout
 from kajiya.environment.rewrite import LARGEST_TEXT, moved, recorded, without_credentials
 from kajiya.errors import EnvironmentChanging, EnvironmentNameReserved, EnvironmentNotMovable, EnvironmentUnreadable
@@ -167,7 +167,7 @@ def _read(root: str, path: str, entry: Entry) -> bytes:
 
 # --- the state there
 def _state(present: Fingerprint, contents: Mapping[str, bytes], prefix: str) -> tuple[State, set[str], list[Leftout]]:
-    roots = [os.fsdecode(n) for n in needles_of(present.root)]
+    roots = roots_of(present.root)
     state: State = {}
     links: set[str] = set()
     outside: list[Leftout] = []
@@ -195,8 +195,8 @@ def _mode(mode: int) -> int:
     return (mode & 0o755) | (0o555 if mode & 0o100 else 0o444)
 
 
-def _target(target: str, roots: list[str], prefix: str) -> str:
-    for root in sorted(roots, key=len, reverse=True):
+def _target(target: str, roots: Sequence[str], prefix: str) -> str:
+    for root in roots:
         if _below(target, root):
             return prefix + target[len(root) :]
     return target

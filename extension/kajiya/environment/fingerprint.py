@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from kajiya.environment.leftout import CACHE, MOUNTED, SPECIAL, Leftout, is_tagged_cache, judge, judge_folder
 from kajiya.errors import EnvironmentChanging, EnvironmentUnreadable
@@ -148,9 +149,16 @@ def _no_collection() -> Generator[None]:
             gc.enable()
 
 
+def roots_of(root: str) -> tuple[str, ...]:
+    """The paths by which an environment's files name it: as given, and without links; the longest first."""
+    return tuple(sorted({root, os.path.realpath(root)}, key=lambda path: (-len(path), path)))
+
+
 def needles_of(root: str) -> tuple[bytes, ...]:
-    """The bytes that a file has which embeds the path of its environment: the path as given, and without links."""
-    return tuple({os.fsencode(root), os.fsencode(os.path.realpath(root))})
+    """The bytes that a file has which names its environment's path: plain, as in an address, and as JSON has it."""
+    plain = [os.fsencode(path) for path in roots_of(root)]
+    in_json = [json.dumps(path)[1:-1].encode("ascii") for path in roots_of(root)]
+    return tuple(dict.fromkeys([*plain, *(quote(path).encode("ascii") for path in plain), *in_json]))
 
 
 # --- the walk

@@ -41,6 +41,8 @@ _CACHE_TAG = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.inf
 
 def judge(top: str, path: str, name: str, size: int) -> str | None:
     """Why a file is left out, or None if it is not. Only files whose names are suspicious are opened."""
+    if name.startswith(("jpserver-", "nbserver-")):
+        return RUNTIME
     if name.endswith((".py", ".so", ".h", ".txt", ".json", ".pyi")) and name not in _SECRET_NAMES:
         return None  # nearly all files, quickly
     if name in _SECRET_NAMES or _KEY_STORE.fullmatch(name):
@@ -50,8 +52,6 @@ def judge(top: str, path: str, name: str, size: int) -> str | None:
     # Certificates are public and needed (certifi's list is a .pem): only what holds a private key is a secret.
     if _KEY_NAME.fullmatch(name):
         return SECRET if _holds(top, path, size, _KEY_CONTENT) else None
-    if name.startswith(("jpserver-", "nbserver-")):
-        return RUNTIME
     if path == ".lock":  # uv's own mutex, there after any installation
         return QUIET
     return None
