@@ -28,6 +28,8 @@ LIMIT = 50 * 1024**2
 # A container costs Python some 30 times the bytes it takes in JSON, so their number is bounded before parsing.
 _MOST_CONTAINERS = 2_000_000
 _MOST_CELLS = 50_000
+# orjson writes 254 levels (its RECURSION_LIMIT); what reads a notebook later recurses too, and has its own frames.
+_DEEPEST = 100
 _CELL_TYPES = ("code", "markdown", "raw")
 _OUTPUT_FIELDS = {
     "stream": ("name", "text"),
@@ -86,6 +88,8 @@ def read(data: bytes, name: str = "notebook.ipynb", limit: int = LIMIT, *, schem
     raw = _parse(data, name)
     if not isinstance(raw, dict):
         raise NotebookInvalid(name=name, problem="it is JSON, but no object")
+    if deeper(raw, _DEEPEST):
+        raise NotebookInvalid(name=name, problem="its parts are nested too deeply")
     book = cast(Notebook, raw)
     major = book.get("nbformat")
     if not isinstance(major, int) or isinstance(major, bool):
@@ -195,6 +199,21 @@ def _parse(data: bytes, name: str) -> Any:
     if not data.strip():
         problem = "it is empty"
     raise NotebookInvalid(name=name, problem=problem)
+
+
+def deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested in more than so many levels; found without recursion."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            child
+            for one in level
+            for child in (cast(Cell, one).values() if isinstance(one, dict) else cast(list[Any], one))
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _upgrade(book: Notebook, major: int, name: str) -> Notebook:

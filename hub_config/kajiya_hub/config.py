@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import kajiya_spawner
@@ -38,6 +39,8 @@ def _network(c: Any, settings: Settings) -> None:
     c.JupyterHub.bind_url = f"{scheme}://{host}:{settings.port}{settings.base_url}"
     if settings.public_address:  # else the Hub answers whatever address a request came by
         c.JupyterHub.public_url = settings.public_address
+        # The reverse proxy in front is on this machine; who asked stands before it in X-Forwarded-For.
+        c.JupyterHub.trusted_downstream_ips = ["127.0.0.1", "::1"]
     # Everything behind the proxy stays on the loopback interface.
     c.JupyterHub.hub_ip = "127.0.0.1"
     c.JupyterHub.hub_port = settings.ports.hub
@@ -55,9 +58,17 @@ def _network(c: Any, settings: Settings) -> None:
 
 def _state(c: Any, settings: Settings) -> None:
     data = settings.data
-    c.JupyterHub.db_url = f"sqlite:///{data.hub_db}"
+    c.JupyterHub.db_url = f"sqlite:///{private(data.hub_db)}"
     c.JupyterHub.cookie_secret_file = str(data.secrets / "hub.cookie")
     c.JupyterHub.upgrade_db = True
+
+
+def private(path: Path) -> Path:
+    """A file for the owner's eyes only, made if it is not there: SQLite would make it readable for all."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
+    return path
 
 
 def _services(c: Any, settings: Settings) -> None:

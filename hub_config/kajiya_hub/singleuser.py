@@ -30,11 +30,15 @@ def idle_arguments(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
+# JupyterHub's own would let a token that was revoked, or whose user signed out, work here for five minutes more.
+REMEMBER = "--HubOAuth.cache_max_age=10"
+
+
 def main() -> None:
     """Runs the server until it is ended."""
     from jupyterhub.singleuser import main as run
 
-    sys.argv[1:] = [*idle_arguments(os.environ), *sys.argv[1:]]
+    sys.argv[1:] = [REMEMBER, *idle_arguments(os.environ), *sys.argv[1:]]
     run()
 
 

@@ -162,6 +162,18 @@ def test_after_some_wrong_tries_there_is_a_wait(hub: Hub, admin: Visitor) -> Non
     assert hub.visitor().sign_in("meister").status_code == 302, "others go on"
 
 
+@pytest.mark.parametrize("name", ["X-Real-Ip", "X-Forwarded-For", "X-Forwarded-For,X-Real-Ip"])
+def test_a_made_up_address_gives_no_more_tries(hub: Hub, admin: Visitor, name: str) -> None:
+    guessed = f"guessed-{name.lower().replace(',', '-')}"
+    hub.person(admin, guessed)
+    found: list[int] = []
+    for n in range(7):
+        said = dict.fromkeys(name.split(","), f"203.0.113.{n}")
+        with hub.visitor(**said) as visitor:
+            found.append(visitor.sign_in(guessed, f"not this one {n}").status_code)
+    assert found == [403] * 5 + [429] * 2
+
+
 def test_a_new_password_ends_the_other_sessions(hub: Hub, admin: Visitor) -> None:
     here, there = hub.person(admin, "careful"), hub.visitor()
     assert there.sign_in("careful").status_code == 302
@@ -210,8 +222,14 @@ def test_a_renamed_user_signs_in_by_the_new_name_only(hub: Hub, admin: Visitor) 
 
 def test_signing_out_ends_the_session(hub: Hub, admin: Visitor) -> None:
     person = hub.person(admin, "tired")
+    kept = {"Cookie": "; ".join(f"{c.name}={c.value}" for c in person.cookies.jar)}
+    assert hub.visitor().get("hub/home", headers=kept).status_code == 200
     person.get("hub/logout")
     assert person.get("hub/home").status_code == 302
+    # A copy of the cookie that somebody took before is worth nothing either, and the account is still theirs.
+    assert hub.visitor().get("hub/home", headers=kept).status_code == 302
+    assert person.sign_in("tired").status_code == 302
+    assert me(person)["name"] == "tired"
 
 
 # --- where to after signing in

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
+from kajiya.notebook import deeper
+
 if TYPE_CHECKING:
     from kajiya.types import Progress
 
@@ -31,6 +33,8 @@ Event = dict[str, Any]
 
 FILE = "events.jsonl"
 _LONGEST_SOURCE = 200
+# Whoever runs in the job's folder can write a line here; one that is nested deeper could not be sent on.
+_DEEPEST = 200
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
@@ -65,9 +69,14 @@ def decode(line: bytes) -> Event | None:
             event = json.loads(line)
         except (ValueError, RecursionError):
             return None
-    if isinstance(event, dict) and isinstance(cast(Event, event).get("type"), str):
+    if isinstance(event, dict) and isinstance(cast(Event, event).get("type"), str) and not _deeper(line, event):
         return cast(Event, event)
     return None
+
+
+def _deeper(line: bytes, event: Any) -> bool:
+    # Only a line with that many brackets can be that deep, and looking for them costs next to nothing.
+    return line.count(b"[") + line.count(b"{") > _DEEPEST and deeper(event, _DEEPEST)
 
 
 def read(lines: bytes | Iterable[bytes]) -> Iterator[Event]:

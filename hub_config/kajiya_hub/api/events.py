@@ -40,7 +40,7 @@ async def of_job(
     deps: Given,
     counters: AtOnce,
     owner: Owner = None,
-    attempt: Annotated[int, Query(ge=1, description="The attempt to begin with, without Last-Event-ID.")] = 1,
+    attempt: Annotated[int, Query(ge=1, le=10**6, description="The attempt to begin with, without Last-Event-ID.")] = 1,
     last_event_id: LastId = None,
 ) -> Stream:
     name = who.reads(id, owner)

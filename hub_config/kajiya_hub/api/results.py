@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, BinaryIO
 from urllib.parse import quote
@@ -137,6 +138,8 @@ def _read(deps: Deps, job: str, attempt: int, offset: int) -> bytes:
     if file is None:
         return b""
     with file:
+        if offset > os.fstat(file.fileno()).st_size:
+            return b""
         file.seek(offset)
         return file.read(CHUNK)
 

@@ -1,5 +1,6 @@
 """Reading an attempt's event log and printed log as they grow. Their owner may write there, so nothing is trusted."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -50,6 +51,9 @@ def read_events(files: JobFiles, job: str, attempt: int, offset: int) -> Lines:
 
 def lines_of(file: BinaryIO, offset: int) -> Lines:
     """See `read_events`. A line longer than 32 MiB is passed over, and so is what is no event."""
+    # A place that a client made up: file systems refuse to go there.
+    if offset > os.fstat(file.fileno()).st_size:
+        return Lines([], offset, False)
     file.seek(offset)
     data = file.read(CHUNK)
     full = len(data) == CHUNK

@@ -48,7 +48,12 @@ def as_text(value: str) -> str:
 
 
 def tell_about_client(headers: CIMultiDict[str], request: web.BaseRequest) -> None:
-    """Append to X-Forwarded-For, -Port and -Proto and set a missing -Host, as configurable-http-proxy does."""
+    """Append to X-Forwarded-For, -Port and -Proto and set a missing -Host, as configurable-http-proxy does.
+
+    Unlike it, X-Real-Ip and X-Scheme end here: Tornado believes them before all others, whoever wrote them.
+    """
+    for name in ("X-Real-Ip", "X-Scheme"):
+        headers.popall(name, None)
     peer = request.remote or ""
     secure = request.secure
     host = request.headers.get("Host", "")

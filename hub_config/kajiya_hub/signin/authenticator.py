@@ -84,7 +84,7 @@ class SignInAuthenticator(Authenticator):
         if isinstance(data, Admitted):
             return {"name": data["name"], "admin": True if data.get("admin") else None}
         name, password = names.normalise(str(data.get("username", ""))), str(data.get("password", ""))
-        address = handler.request.remote_ip
+        address = address_of(handler)
         keys = (self.by_name, (name, address)), (self.by_address, address)
         wait = max(limiter.wait(key) for limiter, key in keys)
         if wait:
@@ -115,6 +115,16 @@ class SignInAuthenticator(Authenticator):
         if account is None or account.hub_key is None:
             return account
         return account if user is not None and hub_key(user) == account.hub_key else None
+
+
+def address_of(handler: Any) -> str:
+    """The address that a request came from, as the nearest proxy saw it; tries of a password are counted by it.
+
+    Not Tornado's `remote_ip`, for which X-Real-Ip counts most: npm's proxy passes on whatever a client wrote there.
+    """
+    trusted = handler.app.trusted_downstream_ips if handler.app else ()
+    seen = [a.strip() for line in handler.request.headers.get_list("X-Forwarded-For") for a in line.split(",")]
+    return next((a for a in reversed(seen) if a and a not in trusted), None) or handler.request.remote_ip
 
 
 def language_of(handler: Any) -> str:

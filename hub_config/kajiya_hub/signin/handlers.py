@@ -5,14 +5,14 @@ from typing import Any, cast
 
 from jupyterhub import orm
 from jupyterhub.handlers.base import BaseHandler
-from jupyterhub.handlers.login import LoginHandler
+from jupyterhub.handlers.login import LoginHandler, LogoutHandler
 from jupyterhub.utils import new_token, url_path_join
 from tornado import web
 
 from kajiya.messages import message
 from kajiya_hub.signin import names, passwords
 from kajiya_hub.signin.accounts import FIRST, INVITE, SIGN_IN, WEEK, Link, LinkGone, NameTaken
-from kajiya_hub.signin.authenticator import Admitted, SignInAuthenticator, hub_key, language_of, refusal
+from kajiya_hub.signin.authenticator import Admitted, SignInAuthenticator, address_of, hub_key, language_of, refusal
 from kajiya_hub.signin.links import with_token
 
 RESET_LIFETIME = 86400.0
@@ -238,7 +238,7 @@ class Password(Page):
     @web.authenticated
     async def post(self) -> None:
         user, auth = self._people_only(), self.auth
-        key = (user.name, self.request.remote_ip)
+        key = (user.name, address_of(self))
         if wait := auth.by_name.wait(key):
             raise refusal(self, 429, "signin.too_many", seconds=wait)
         account = auth.account_of(user.name, self)
@@ -254,9 +254,7 @@ class Password(Page):
             return await self.show("signin/password.html", 422, problem=problem, done=False)
         auth.people.set_password(user.name, await auth.store(new))
         # The Hub knows a session by this: changed, all cookies given out before are worthless.
-        user.orm_user.cookie_id = new_token()
-        self.db.commit()
-        auth.people.bind(user.name, hub_key(user))
+        renew_sessions(self, user)
         self.set_hub_cookie(user)
         await self.show("signin/password.html", problem="", done=True)
 
@@ -266,6 +264,28 @@ class Password(Page):
         return self.current_user
 
 
+class Logout(LogoutHandler):
+    """Signing out, by which the session is over at the Hub too: a copy of its cookie, taken before, opens nothing."""
+
+    async def handle_logout(self) -> None:
+        user = self.current_user
+        if getattr(user, "kind", "") == "user":
+            renew_sessions(self, user)
+
+
+def renew_sessions(handler: Any, user: Any) -> None:
+    """Makes all cookies of a user's that the Hub gave out before worthless; the account stays theirs."""
+    user.orm_user.cookie_id = new_token()
+    handler.db.commit()
+    cast(SignInAuthenticator, handler.authenticator).people.bind(user.name, hub_key(user))
+
+
 def handlers() -> list[tuple[Any, ...]]:
     """Routes below the Hub's prefix."""
-    return [(r"/login", Login), (r"/sign-in", SignIn), (r"/invite", Invite), (r"/password", Password)]
+    return [
+        (r"/login", Login),
+        (r"/sign-in", SignIn),
+        (r"/invite", Invite),
+        (r"/password", Password),
+        (r"/logout", Logout),
+    ]

@@ -268,6 +268,7 @@ def _chunks(source: BinaryIO | Iterable[bytes]) -> Iterable[bytes]:
 
 def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as f:
+        os.fchmod(f.fileno(), 0o600)
         f.write(content)
         f.flush()
         os.fsync(f.fileno())

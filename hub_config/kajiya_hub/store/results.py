@@ -106,6 +106,7 @@ def _copy(folder: int, name: str, path: str, target: Path, owner: int, limit: in
             return None
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with place.open("xb") as f:
+            os.fchmod(f.fileno(), 0o600)
             while size < todo and (chunk := source.read(min(MiB, todo - size))):
                 size += len(chunk)
                 digest.update(chunk)
