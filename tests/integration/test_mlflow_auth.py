@@ -240,6 +240,19 @@ def test_who_made_a_run_can_not_be_claimed(server: MlflowServer, owned: dict[str
     assert {"key": "mlflow.user", "value": "alice"} in said["run"]["data"]["tags"]
 
 
+@pytest.mark.parametrize("kind", ["application/json; a=protobuf", "application/json;x-protobuf"])
+def test_no_content_type_takes_a_body_past_the_checks(server: MlflowServer, kind: str) -> None:
+    made = {"experiment_id": "0", "user_id": "eve", "tags": [{"key": "mlflow.user", "value": "eve"}]}
+    status, said, _ = server.ask("POST", f"{API}/runs/create", "token-alice", made, Content_Type=kind)
+    assert status == 200, said
+    assert said["run"]["info"]["user_id"] == "alice"
+    assert {"key": "mlflow.user", "value": "alice"} in said["run"]["data"]["tags"]
+    source = {"name": f"of {kind}", "source": "mlflow-artifacts:/workspaces/bob/1/r/artifacts"}
+    server.ask("POST", f"{API}/registered-models/create", "token-alice", {"name": f"of {kind}"})
+    status, said, _ = server.ask("POST", f"{API}/model-versions/create", "token-alice", source, Content_Type=kind)
+    assert status == 400 and "artifacts are kept by this server" in said["message"]
+
+
 def test_what_can_not_be_kept_apart_is_refused_with_a_sentence(
     server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,7 +170,8 @@ class Front:
             replaced[b"x-mlflow-experiment-id"] = experiment.encode()
         if kind is not Kind.artifact and _has_body(scope["method"], headers):
             raw = await _read(receive)
-            if "protobuf" not in headers.get("content-type", ""):
+            # One route takes protobuf; elsewhere MLflow reads JSON whatever else the type says after a semicolon.
+            if path != "/v1/traces" or "protobuf" not in headers.get("content-type", ""):
                 raw = rewrite.body(raw, path, person.name, workspace, lambda: experiment)
             replaced[b"content-length"] = str(len(raw)).encode()
             receive = _replay(raw, receive)
@@ -248,7 +249,11 @@ def _server_info(person: Person) -> dict[str, Any]:
 
 
 def _has_body(method: str, headers: dict[str, str]) -> bool:
-    return method not in ("GET", "HEAD", "OPTIONS") or headers.get("content-length", "0") != "0"
+    return (
+        method not in ("GET", "HEAD", "OPTIONS")
+        or headers.get("content-length", "0") != "0"
+        or "transfer-encoding" in headers
+    )
 
 
 async def _read(receive: Receive) -> bytes:
