@@ -110,7 +110,7 @@ def _shown(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
-        text = f"a {type(value).__name__}"
+        text = f"a value of type {type(value).__name__}"
     text = text if len(text) <= 80 else text[:77] + "…"
     return text.encode("utf-8", "replace").decode()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kajiya.errors import KajiyaError, UnexpectedAnswer, from_body, leaves
-from kajiya.messages import LANGUAGES, fields, message, preferred_language, sentences
+from kajiya.messages import LANGUAGES, PHRASED, fields, in_words, message, preferred_language, sentences
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [p for d in ("extension", "spawner", "hub_config") for p in sorted((ROOT / d).rglob("*.py"))]
@@ -66,6 +66,59 @@ def used_codes() -> set[tuple[str, str]]:
 
 def test_every_code_in_the_source_has_a_sentence() -> None:
     assert {u for u in used_codes() if u[0] not in sentences("en")} == set()
+
+
+def words_in(node: ast.AST) -> str | None:
+    """The English words of a literal, with 7 for what is filled in; None where there are none."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) and " " in node.value else None
+    if not isinstance(node, ast.JoinedStr):
+        return None
+    literal = " ".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+    whole = "".join(str(part.value) if isinstance(part, ast.Constant) else "7" for part in node.values)
+    return whole if re.search("[a-z]{2}", literal) else None
+
+
+def used_phrases() -> set[tuple[str, str]]:
+    """Words given as a parameter that other sentences hold, with the file that gives them."""
+    out = set()
+    for path in SOURCES:
+        if "oci" in path.parts:  # its words tell how bytes are broken, and end in a log
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            given: list[ast.AST] = []
+            if isinstance(node, ast.Call):
+                given = [k.value for k in node.keywords if k.arg in PHRASED]
+            elif isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "problem" for t in node.targets):
+                given = [node.value]
+            if path.name in ("notebook.py", "model.py", "settings.py") and isinstance(node, ast.Call):
+                given += node.args[:1] if getattr(node.func, "id", "") == "ValueError" else []
+            out |= {(words, str(path.relative_to(ROOT))) for one in given if (words := words_in(one))}
+    return out
+
+
+def test_every_phrase_within_a_sentence_has_japanese_words() -> None:
+    assert len(used_phrases()) > 40
+    assert {u for u in used_phrases() if in_words("problem", u[0], "ja") == u[0]} == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("problem", "cell 3 has an output without data", "3 番目のセルは出力の一つに data がありません"),
+        ("expected", "list of int or null", "int のリスト または null"),
+        ("resource", "GPUs of kind Fake H100", "GPU（Fake H100）"),
+        ("problem", "name_control", "改行などの制御文字が含まれています"),
+        ("problem", "said by somebody else", "said by somebody else"),
+        ("problem", "one of " * 100, "one of " * 100),
+        ("job", "it is empty", "it is empty"),
+        ("problem", ["it is empty"], ["it is empty"]),
+    ],
+)
+def test_only_our_own_words_are_put_into_the_readers(name: str, value: object, shown: object) -> None:
+    assert in_words(name, value, "ja") == shown
+    if value != "name_control":
+        assert in_words(name, value, "en") == value
 
 
 @pytest.mark.parametrize(

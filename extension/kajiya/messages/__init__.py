@@ -5,6 +5,7 @@ Each language is a folder of TOML files, one file a place where the sentences ar
 """
 
 import os
+import re
 import string
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,9 @@ from importlib.resources import files
 from typing import Any, cast
 
 LANGUAGES = ("en", "ja")
+# Parameters that hold words of ours; all others are what people and machines gave, and stay as they are.
+PHRASED = frozenset({"action", "expected", "given", "problem", "resource"})
+_LONGEST_PHRASE = 300
 
 
 class _Plain(string.Formatter):
@@ -55,7 +59,41 @@ def message(code: str, params: Mapping[str, Any] | None = None, language: str | 
     template = sentences(language if language in LANGUAGES else "en").get(code)
     if template is None:
         return code
-    return _Plain().vformat(template, (), {k: _show(v) for k, v in (params or {}).items()})
+    shown = {name: _show(in_words(name, value, language)) for name, value in (params or {}).items()}
+    return _Plain().vformat(template, (), shown)
+
+
+def in_words(name: str, value: Any, language: str) -> Any:
+    """A parameter in the reader's words, where it is a phrase of ours: one named by its code, or English words."""
+    if name not in PHRASED or not isinstance(value, str):
+        return value
+    named = sentences(language if language in LANGUAGES else "en").get(f"{name}.{value}")
+    if named is not None:
+        return named
+    return _translated(value, language) if language in LANGUAGES and language != "en" else value
+
+
+def _translated(text: str, language: str, depth: int = 4) -> str:
+    if len(text) > _LONGEST_PHRASE or depth == 0:
+        return text
+    for pattern, code in _phrases():
+        if found := pattern.fullmatch(text):
+            inner = {k: _translated(v, language, depth - 1) for k, v in found.groupdict().items()}
+            return _Plain().vformat(sentences(language)[code], (), inner)
+    return text
+
+
+@cache
+def _phrases() -> list[tuple[re.Pattern[str], str]]:
+    """The English phrases as patterns, those without fields first."""
+    out: list[tuple[int, int, re.Pattern[str], str]] = []
+    for code, template in sentences("en").items():
+        if code.startswith("phrase."):
+            parts = [(text, name) for text, name, _, _ in string.Formatter().parse(template)]
+            words = "".join(re.escape(text) + (f"(?P<{name}>.+?)" if name else "") for text, name in parts)
+            plain = sum(len(text) for text, _ in parts)
+            out.append((len(fields(template)), -plain, re.compile(words, re.DOTALL), code))
+    return [(pattern, code) for _, _, pattern, code in sorted(out, key=lambda o: o[:2])]
 
 
 def _show(value: Any) -> str:

@@ -22,22 +22,15 @@ from kajiya.errors import (
     NotFound,
     TooManyRequests,
 )
-from kajiya.messages import message, preferred_language, sentences
+from kajiya.messages import in_words, message, preferred_language
 from kajiya_hub.logs import request_id
 
 log = logging.getLogger("kajiya_hub.api")
-# Parameters whose value is the name of a phrase that stands in the messages.
-PHRASES = ("action", "problem")
 
 
 def phrased(params: Mapping[str, Any], language: str) -> dict[str, Any]:
     """Parameters with the names of phrases put into the reader's words, and nothing larger than a reader needs."""
-    out: dict[str, Any] = {}
-    for name, value in params.items():
-        if name in PHRASES and isinstance(value, str) and f"{name}.{value}" in sentences("en"):
-            value = message(f"{name}.{value}", params, language)
-        out[name] = _short(value)
-    return out
+    return {name: _short(in_words(name, value, language)) for name, value in params.items()}
 
 
 def _short(value: Any) -> Any:
