@@ -153,7 +153,8 @@ def write_kernel(home: Home) -> None:
 
 
 def _write(path: Path, data: Any) -> None:
-    new = path.with_name(f".new-{os.getpid()}-{path.name}")
+    # Two threads of one process may be here at once.
+    new = path.with_name(f".new-{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
     new.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
     new.replace(path)
 
