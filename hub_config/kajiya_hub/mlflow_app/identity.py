@@ -12,13 +12,14 @@ import httpx
 from kajiya.errors import AttemptSuperseded, HubUnreachable, KajiyaError, NotAllowed, NotAuthenticated, Unreachable
 from kajiya_hub.auth import (
     MAX_TOKEN_LENGTH,
-    NEGATIVE_SECONDS,
-    POSITIVE_SECONDS,
     HubAuthenticator,
     token_from,
     token_hash,
 )
 from kajiya_hub.mlflow_app.options import SERVICE, Options
+
+# An attempt may end at any moment, and then its token must: asking the service next door costs next to nothing.
+REMEMBERED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ServiceUnreachable(Unreachable):
 
 
 class Attempts:
-    """Asks the workbench service whose attempt a token belongs to, and remembers the answer for at most ten seconds."""
+    """Asks the workbench service whose attempt a token belongs to, and remembers the answer for a moment."""
 
     def __init__(self, api: str, transport: httpx.AsyncBaseTransport | None = None, remembered: int = 10_000) -> None:
         self._url = api.rstrip("/") + "/whoami"
@@ -63,8 +64,7 @@ class Attempts:
             answer = await self._ask(token)
             if isinstance(answer, ServiceUnreachable):
                 raise answer
-            kept = POSITIVE_SECONDS if isinstance(answer, Person) else NEGATIVE_SECONDS
-            self._known[key] = (time.monotonic() + kept, answer)
+            self._known[key] = (time.monotonic() + REMEMBERED_SECONDS, answer)
             self._known.move_to_end(key)
             while len(self._known) > self._remembered:
                 self._known.popitem(last=False)
