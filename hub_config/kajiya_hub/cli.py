@@ -12,8 +12,8 @@ from typing import Annotated, Any  # noqa: E402
 import typer  # noqa: E402
 
 from kajiya import __version__  # noqa: E402
-from kajiya.errors import ConfigInvalid, InvalidInput, KajiyaError  # noqa: E402
-from kajiya.messages import message  # noqa: E402
+from kajiya.errors import ConfigInvalid, InvalidInput, KajiyaError, NotConfigured, SetupError  # noqa: E402
+from kajiya.messages import message, preferred_language  # noqa: E402
 from kajiya_hub.datadir import DataDir, default_path  # noqa: E402
 from kajiya_hub.settings import Settings, SiteSettings, read_site_settings  # noqa: E402
 
@@ -30,6 +30,12 @@ DataOption = Annotated[
     Path | None, typer.Option("--data-dir", help="Where everything lies.", envvar="KAJIYA_DATA_DIR", show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+class NeverStarted(SetupError):
+    """No Kajiya was ever started in this data directory."""
+
+    code = "stack.never_started"
 
 
 class NoAccount(InvalidInput):
@@ -64,8 +70,12 @@ def data_dir(given: Path | None, accounts: bool = False) -> DataDir:
 
 
 def running(given: Path | None) -> Settings:
-    """The settings of the last start in this data directory. Raises `NotConfigured`."""
-    return Settings.load(data_dir(given).settings)
+    """The settings of the last start in this data directory. Raises `NeverStarted`."""
+    data = data_dir(given)
+    try:
+        return Settings.load(data.settings)
+    except NotConfigured as e:
+        raise NeverStarted(path=data.root) from e
 
 
 @app.command()
@@ -92,15 +102,22 @@ def up(
 def link(
     user: Annotated[str | None, typer.Argument(help="Whose; the first administrator's if left out.")] = None,
     data_dir_: DataOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print a sign-in link that works once, within an hour."""
     from kajiya_hub import signin
 
     known = running(data_dir_)
     try:
-        print(signin.link(known, user))
+        url = signin.link(known, user)
     except KeyError as e:
         raise NoAccount(name=user) from e
+    say_link(url, as_json)
+
+
+def say_link(url: str, as_json: bool) -> None:
+    """A link alone, so that it can be copied or piped."""
+    print(json.dumps({"url": url}) if as_json else url)
 
 
 @app.command()
@@ -108,6 +125,7 @@ def invite(
     user: Annotated[str | None, typer.Argument(help="The name to have; chosen at the sign-in if left out.")] = None,
     group: Annotated[list[str] | None, typer.Option(help="A group of the Hub to join; may be given again.")] = None,
     data_dir_: DataOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print a link by which a new user joins, within a week."""
     from kajiya_hub.signin import names
@@ -125,7 +143,7 @@ def invite(
     first = next((account.name for account in people.users()), None)
     if first is None:  # an invitation would make a user where no administrator is
         raise NoAdministrator()
-    print(known.public_url + with_token(people.make_link(INVITE, name, group or [], first, WEEK)))
+    say_link(known.public_url + with_token(people.make_link(INVITE, name, group or [], first, WEEK)), as_json)
 
 
 @app.command()
@@ -159,9 +177,9 @@ def settings(data_dir_: DataOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def version() -> None:
+def version(as_json: JsonOption = False) -> None:
     """Print the version."""
-    print(__version__)
+    print(json.dumps({"version": __version__}) if as_json else __version__)
 
 
 @app.command()
@@ -180,27 +198,34 @@ def doctor(data_dir_: DataOption = None, as_json: JsonOption = False) -> None:
 
 
 @profiles_app.command("show")
-def profiles_show(data_dir_: DataOption = None) -> None:
+def profiles_show(data_dir_: DataOption = None, as_json: JsonOption = False) -> None:
     """Print the profiles in force as YAML: the file's, or the set that fits this machine."""
+    import yaml
+
     from kajiya import profiles
     from kajiya.machine.capacity import machine_capacity
 
     data = data_dir(data_dir_)
     found = profiles.load(data.profiles) if data.profiles.exists() else None
-    print(profiles.dump(found or profiles.defaults(machine_capacity(data.machine))), end="")
+    shown = profiles.dump(found or profiles.defaults(machine_capacity(data.machine)))
+    print(json.dumps(yaml.safe_load(shown), ensure_ascii=False, indent=2) if as_json else shown.rstrip())
 
 
 @profiles_app.command("check")
 def profiles_check(
     file: Annotated[Path | None, typer.Argument(help="The file; the data directory's if left out.")] = None,
     data_dir_: DataOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Check a profile file: what is wrong is named with file, line, key and what was expected."""
     from kajiya import profiles
 
     path = file or data_dir(data_dir_).profiles
     found = profiles.load(path)
-    print(f"{path}: {len(found.profiles)} profiles, nothing wrong.")
+    if as_json:
+        print(json.dumps({"file": str(path), "profiles": [p.slug for p in found.profiles]}, ensure_ascii=False))
+    else:
+        print(message("stack.profiles_good", {"path": path, "count": len(found.profiles)}))
 
 
 @profiles_app.command("schema")
@@ -216,5 +241,8 @@ def main() -> None:
     try:
         app()
     except KajiyaError as e:
-        print(f"kajiya-hub: {e.sentence()}", file=sys.stderr)
+        if "--json" in sys.argv[1:]:
+            print(json.dumps(e.body(preferred_language()), ensure_ascii=False, default=str))
+        else:
+            print(f"kajiya-hub: {e.sentence()}", file=sys.stderr)
         sys.exit(2 if isinstance(e, ConfigInvalid) else 1)
