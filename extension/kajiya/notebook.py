@@ -203,14 +203,13 @@ def _parse(data: bytes, name: str) -> Any:
 
 def deeper(value: Any, levels: int) -> bool:
     """Whether lists and objects are nested in more than so many levels; found without recursion."""
-    level = [value]
+    level: list[Any] = [value] if isinstance(value, (dict, list)) else []
     for _ in range(levels + 1):
-        level = [
-            child
-            for one in level
-            for child in (cast(Cell, one).values() if isinstance(one, dict) else cast(list[Any], one))
-            if isinstance(child, (dict, list))
-        ]
+        inner: list[Any] = []
+        for one in level:
+            members = cast(Cell, one).values() if isinstance(one, dict) else cast(list[Any], one)
+            inner += [member for member in members if isinstance(member, (dict, list))]
+        level = inner
         if not level:
             return False
     return True

@@ -45,9 +45,9 @@ def submit(api: httpx.Client, *sources: str, **spec: Any) -> str:
 def ended(api: httpx.Client, job: str) -> dict[str, Any]:
     """The job when it has ended."""
 
-    def look() -> dict[str, Any] | None:
+    def look() -> dict[str, Any]:
         found: dict[str, Any] = api.get(f"{API}/jobs/{job}").json()
-        return found if found["status"] in ENDED else None
+        return found if found["status"] in ENDED else {}
 
     return until(look, 150, f"the end of {job}")
 
