@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from helpers.fake_service import NOTEBOOK, Fake, job, now, result
 from helpers.jupyter import JUPYTER, jupyter
+from helpers.person import run_cell
 from helpers.wait import until
 
 ID = "j0000000000000001"
@@ -47,11 +48,6 @@ def home(folder: Path) -> Path:
     return folder
 
 
-def run_cell(page: Page, number: int) -> None:
-    page.locator(".jp-CodeCell").nth(number).locator(".cm-content").click()
-    page.keyboard.press("Control+Enter")
-
-
 @pytest.mark.parametrize(("app", "path"), [("jupyterlab", "lab/tree"), ("notebook", "notebooks")])
 def test_a_job_is_followed_stopped_and_run_again(chromium: Browser, fake: Fake, tmp_path: Path, app: str, path: str):
     with jupyter(app, fake, home(tmp_path), KAJIYA_LANG="en") as url:
@@ -60,10 +56,8 @@ def test_a_job_is_followed_stopped_and_run_again(chromium: Browser, fake: Fake, 
         page.set_default_timeout(60_000)
         try:
             page.goto(f"{url}{path}/demo.ipynb?token={JUPYTER}", timeout=120_000)
-            # The kernel's name is shown busy or idle only once there is one.
             expect(page.locator(".jp-CodeCell").first).to_be_visible(timeout=60_000)
-            page.wait_for_timeout(3000)
-            run_cell(page, 0)
+            run_cell(page.locator(".jp-CodeCell").nth(0))
             card = page.locator(".kajiya-card").first
             expect(card.locator(".kajiya-pill")).to_have_text("running", timeout=60_000)
             follow(page, fake)
@@ -106,7 +100,7 @@ def follow(page: Page, fake: Fake) -> None:
 
 def stop_while_the_kernel_is_busy(page: Page, fake: Fake) -> None:
     card = page.locator(".kajiya-card").first
-    run_cell(page, 1)
+    run_cell(page.locator(".jp-CodeCell").nth(1))
     expect(page.locator(".jp-CodeCell").nth(1).locator(".jp-InputPrompt")).to_contain_text("*")
     card.get_by_role("button", name="Stop").click()
     assert fake.jobs[ID]["status"] == "running"
@@ -142,7 +136,7 @@ def fetch(page: Page, fake: Fake, folder: Path, opens: bool) -> None:
     fake.change(second, status="queued", position=4, reason={"code": "x", "message": "No memory is free."})
     expect(card.locator(".kajiya-standing")).to_have_text("No memory is free. It is number 4 in the queue.")
 
-    run_cell(page, 2)
+    run_cell(page.locator(".jp-CodeCell").nth(2))
     table = page.locator(".kajiya-table")
     expect(table.locator("tbody tr")).to_have_count(2)
     fake.put(job("j0000000000000003", name="<b>新しい</b>"))
