@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from multidict import CIMultiDict
+from tornado import web
 from tornado.httputil import HTTPHeaders
 
 from helpers.notebooks import code, notebook
@@ -18,7 +19,7 @@ from kajiya.runner.events import decode, encode
 from kajiya_hub.api.tail import lines_of
 from kajiya_hub.config import private
 from kajiya_hub.proxy.headers import tell_about_client
-from kajiya_hub.signin.authenticator import address_of
+from kajiya_hub.signin.authenticator import SignInAuthenticator, address_of
 from kajiya_spawner.refusal import Refused
 
 
@@ -60,6 +61,26 @@ def test_the_proxy_believes_no_client_about_its_address() -> None:
     tell_about_client(sent, asked)
     assert "X-Real-Ip" not in sent and "X-Scheme" not in sent
     assert sent["X-Forwarded-For"] == "10.0.0.1,203.0.113.5" and sent["X-Forwarded-Proto"] == "http"
+
+
+async def test_made_up_addresses_together_get_no_more_than_a_hundred_tries(tmp_path: Path) -> None:
+    auth = SignInAuthenticator(db_file=str(tmp_path / "signin.sqlite"))
+    asked = 0
+
+    async def matches(password: str, stored: str | None) -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    auth.matches = matches  # type: ignore[method-assign]
+    found: list[int] = []
+    for n in range(120):
+        by = handler([], ("X-Forwarded-For", f"203.0.113.{n}"))
+        by.find_user = lambda name: None
+        with pytest.raises(web.HTTPError) as refused:
+            await auth.authenticate(by, {"username": "guessed", "password": f"not this one {n}"})
+        found.append(refused.value.status_code)
+    assert found == [403] * 100 + [429] * 20 and asked == 100
 
 
 # --- nesting without end
