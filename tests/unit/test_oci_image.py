@@ -2,11 +2,14 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.layers import sha256
+from kajiya.messages import fields, sentences
 from kajiya.oci import errors
 from kajiya_hub.oci import image, validate
 from kajiya_hub.oci.image import Descriptor, Image, NewLayer
@@ -223,9 +226,18 @@ def test_a_configuration_must_be_the_one_that_the_manifest_names() -> None:
         validate.config(made.config, manifest)
 
 
-def test_every_error_has_a_sentence_in_both_languages() -> None:
-    from kajiya.messages import fields, sentences
+@pytest.mark.parametrize(
+    ("folder", "allowed"),
+    [("extension/kajiya/oci", ["kajiya.oci"]), ("hub_config/kajiya_hub/oci", ["kajiya.oci", "kajiya_hub.oci"])],
+)
+def test_nothing_else_of_ours_is_imported(folder: str, allowed: list[str]) -> None:
+    imported = re.compile(r"^(?:from|import) (kajiya\S*)", re.MULTILINE)
+    files = sorted((Path(__file__).parents[2] / folder).glob("*.py"))
+    found = {name for path in files for name in imported.findall(path.read_text("utf-8"))}
+    assert found and {n for n in found if not any(n == a or n.startswith(a + ".") for a in allowed)} == set()
 
+
+def test_every_error_has_a_sentence_in_both_languages() -> None:
     for leaf in errors.leaves():
         for language in ("en", "ja"):
             assert leaf.code in sentences(language), leaf

@@ -137,7 +137,7 @@ def _origin(dist: Distribution, by_pth: bool) -> tuple[Source, str, str]:
         value: Any = json.loads(dist.read_text("direct_url.json") or "null")
     except (OSError, ValueError):
         value = None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or "://" not in str(cast("dict[str, Any]", value).get("url")):
         # `setup.py develop` left no direct_url.json, only a line in a .pth file.
         place = getattr(dist, "_path", None)
         return ("editable", Path(place).parent.resolve().as_uri(), "") if by_pth and place else ("index", "", "")
@@ -148,7 +148,7 @@ def _origin(dist: Distribution, by_pth: bool) -> tuple[Source, str, str]:
         return "vcs", f"{info.get('vcs', 'git')}+{address}", str(info.get("commit_id", ""))
     if isinstance(whole.get("dir_info"), dict):
         return ("editable" if whole["dir_info"].get("editable") is True else "folder"), address, ""
-    info = cast("dict[str, Any]", whole.get("archive_info") or {})
+    info = cast("dict[str, Any]", whole["archive_info"] if isinstance(whole.get("archive_info"), dict) else {})
     hashes = info.get("hashes")
     sha256 = cast("dict[str, Any]", hashes).get("sha256") if isinstance(hashes, dict) else None
     return "archive", address, f"sha256={sha256}" if sha256 else str(info.get("hash", ""))
