@@ -45,6 +45,12 @@ else
   say "Setting up: what the tests need…"
 fi
 
+# uv reads nothing that is said to pip. Who told pip of an index meant all fetching.
+if [ -z "${UV_DEFAULT_INDEX:-}" ]; then
+  index=${PIP_INDEX_URL:-$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || true)}
+  [ -z "$index" ] || export UV_DEFAULT_INDEX="$index"
+fi
+
 # As pip does, trust the authorities that the machine trusts: a site's own is among them, and not among those built
 # into uv. The second name is that of older releases.
 for authorities in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem \
@@ -65,7 +71,9 @@ if [ -t 2 ]; then
   VIRTUAL_ENV="$venv" "$venv/bin/uv" "${arguments[@]}" || status=$?
 else
   VIRTUAL_ENV="$venv" "$venv/bin/uv" "${arguments[@]}" >"$log" 2>&1 || status=$?
-  grep -vE '^ [+~-] |^Using ' "$log" || true
+  quiet='^ [+~-] |^Using '
+  [ "$status" != 0 ] || quiet+='|^ *(Downloading|Downloaded|Building|Built) '
+  grep -vE "$quiet" "$log" || true
 fi
 [ "$status" = 0 ] ||
   fail "The packages could not be installed; the lines above say why. Check the network, or set UV_DEFAULT_INDEX to your package index; then run make again."

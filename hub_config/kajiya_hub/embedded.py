@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kajiya import profiles
-from kajiya.errors import AccountsNeedRoot, KajiyaError, SetupError
+from kajiya.errors import AccountsNeedRoot, DataDirUnusable, DiskFull, KajiyaError, SetupError
 from kajiya.messages import message
 from kajiya_hub import access
 from kajiya_hub.datadir import DataDir, Lease, take_lease
@@ -29,6 +29,7 @@ from kajiya_hub.settings import ENVIRONMENT_VARIABLE, Settings, SiteSettings, ea
 POLL_SECONDS = 0.1
 START_PATIENCE = 120.0
 HUB_END_SECONDS = 40.0
+NEEDED_BYTES = 16 * 1024**2  # below it not even the databases of a first start have room
 
 
 class NotInstalled(SetupError):
@@ -60,7 +61,7 @@ def prepare(data: DataDir, given: Mapping[str, Any]) -> tuple[Settings, Lease]:
     """Takes the data directory and writes the effective settings: kajiya.yaml with `given` over it.
 
     Raises `DataDirInUse`, `DataDirUnusable`, `DataDirOnNfs`, `ConfigInvalid`, `PortInUse`, `AddressUnusable`,
-    `NotInstalled`, `ProxyNotInstalled`, `AccountsNeedRoot`.
+    `NotInstalled`, `ProxyNotInstalled`, `AccountsNeedRoot`, `DiskFull`.
     """
     for module in ("jupyterhub", "jupyterlab", "mlflow", "uv", "fastapi", "aiohttp"):
         if find_spec(module) is None:
@@ -71,6 +72,8 @@ def prepare(data: DataDir, given: Mapping[str, Any]) -> tuple[Settings, Lease]:
     if site.proxy != "kajiya" and shutil.which(site.proxy) is None:
         raise ProxyNotInstalled(program=site.proxy)
     data.prepare(site.accounts)
+    if shutil.disk_usage(data.root).free < NEEDED_BYTES:
+        raise DiskFull(path=data.root)
     lease = take_lease(data)
     try:
         if site.accounts:
@@ -81,6 +84,9 @@ def prepare(data: DataDir, given: Mapping[str, Any]) -> tuple[Settings, Lease]:
         ports = pick_ports(earlier_ports(data.settings), {site.port})
         settings = Settings(**site.model_dump(), data_dir=data.root, ports=ports)
         settings.save()
+    except OSError as e:
+        lease.release()
+        raise DataDirUnusable(path=data.root, problem=(e.strerror or str(e)).lower()) from e
     except BaseException:
         lease.release()
         raise

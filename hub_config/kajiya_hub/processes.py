@@ -13,6 +13,7 @@ from pathlib import Path
 
 LOG_BYTES = 20 * 1024**2
 LOGS_KEPT = 4
+NO_SPACE_BYTES = 256 * 1024
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _LIBC = ctypes.CDLL(None)
 
@@ -103,6 +104,10 @@ class Child:
 
     def last_words(self) -> str:
         """The last line that it wrote to its log since it was started, for a sentence."""
+        # A full disk took the words too.
+        with suppress(OSError):
+            if shutil.disk_usage(self.log.parent).free < NO_SPACE_BYTES:
+                return "no space left on the disk"
         with suppress(OSError), self.log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(self.said_before if self.said_before <= end else 0, end - 4000))
