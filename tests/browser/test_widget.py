@@ -31,11 +31,9 @@ def cell(source: str) -> dict[str, object]:
 
 @pytest.fixture
 def fake():
-    fake = Fake().start()
-    fake.new_status = "running"
-    yield fake
-    if fake._server is not None:
-        fake.kill()
+    with Fake() as fake:
+        fake.new_status = "running"
+        yield fake
 
 
 def home(folder: Path) -> Path:

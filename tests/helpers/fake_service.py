@@ -109,6 +109,13 @@ class Fake:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
+    def __enter__(self) -> "Fake":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._server is not None:
+            self.kill()
+
     def kill(self) -> None:
         assert self._server is not None
         self.stopping = True

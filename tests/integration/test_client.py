@@ -19,10 +19,8 @@ from kajiya.types import JobSubmit, Status
 
 @pytest.fixture
 def fake():
-    fake = Fake().start()
-    yield fake
-    if fake._server is not None:
-        fake.kill()
+    with Fake() as fake:
+        yield fake
 
 
 @pytest.fixture

@@ -16,10 +16,8 @@ ID = "j0000000000000001"
 
 @pytest.fixture(scope="module")
 def fake():
-    fake = Fake().start()
-    yield fake
-    if fake._server is not None:
-        fake.kill()
+    with Fake() as fake:
+        yield fake
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from helpers.fake_service import NOTEBOOK, TOKEN, Fake, job, result
+from helpers.wait import until
 from kajiya import sdk
 from kajiya.client import Client
 from kajiya.types import Job
@@ -22,19 +23,10 @@ ID = "j0000000000000001"
 ROOM = Path(live.__file__).parent
 
 
-def until(condition: Any, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def fake():
-    fake = Fake().start()
-    yield fake
-    if fake._server is not None:
-        fake.kill()
+    with Fake() as fake:
+        yield fake
 
 
 @pytest.fixture
