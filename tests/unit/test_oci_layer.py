@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from random import Random
 
 import pytest
 from backports import zstd
@@ -52,6 +53,20 @@ def test_a_tree_comes_back_as_it_was(tmp_path: Path, compression) -> None:
     assert picture(tmp_path / "out") == picture(tmp_path / "tree")
     assert {os.lstat(p).st_mtime for p in (tmp_path / "out").rglob("*")} == {TIME}
     assert not list(tmp_path.glob(".new-*"))
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_content_of_every_density_comes_back(tmp_path: Path, compression, threads: int) -> None:
+    """Buffers end anywhere: within a block, within a frame, with input left, with output left."""
+    random, given = Random(5), []
+    for i in range(60):
+        dense = random.randbytes(random.randrange(1, 400_000))
+        data = random.choice([dense, bytes(len(dense)), dense[:1000] * (len(dense) // 1000 + 1), dense.hex().encode()])
+        given.append(Item(b"%03d" % i, "file", data=data, size=len(data)))
+    layer = write(given, tmp_path, compression=compression, threads=threads)
+    extract([as_blob(layer)], tmp_path / "out")
+    assert {p.name.encode(): p.read_bytes() for p in (tmp_path / "out").iterdir()} == {i.path: i.data for i in given}
 
 
 def test_other_readers_agree(tmp_path: Path) -> None:

@@ -155,14 +155,17 @@ class Source:
 
     def _decompress(self) -> bytes:
         feed, self._fed = self._fed, b""
+        over = False
         if not feed and (self._gzip or self._decompressor.needs_input):
             feed = self._file.read(CHUNK)
             self.read_size += len(feed)
+            over = not feed
         try:
             data: bytes = self._decompressor.decompress(feed, CHUNK)
         except self._error as e:
             raise BlobDamaged(problem=str(e)) from e
-        if not feed and not data and not self._decompressor.eof:
+        # No data alone says nothing: the bytes held may have ended within a block.
+        if over and not data and not self._decompressor.eof:
             raise BlobTruncated()
         if self._gzip and not self._decompressor.eof:
             self._fed = self._decompressor.unconsumed_tail
