@@ -56,17 +56,17 @@ def test_a_tree_comes_back_as_it_was(tmp_path: Path, compression) -> None:
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
-@pytest.mark.parametrize("threads", [1, 4])
-def test_content_of_every_density_comes_back(tmp_path: Path, compression, threads: int) -> None:
-    """Buffers end anywhere: within a block, within a frame, with input left, with output left."""
-    random, given = Random(5), []
-    for i in range(60):
-        dense = random.randbytes(random.randrange(1, 400_000))
-        data = random.choice([dense, bytes(len(dense)), dense[:1000] * (len(dense) // 1000 + 1), dense.hex().encode()])
-        given.append(Item(b"%03d" % i, "file", data=data, size=len(data)))
-    layer = write(given, tmp_path, compression=compression, threads=threads)
-    extract([as_blob(layer)], tmp_path / "out")
-    assert {p.name.encode(): p.read_bytes() for p in (tmp_path / "out").iterdir()} == {i.path: i.data for i in given}
+def test_content_of_every_density_comes_back(tmp_path: Path, compression) -> None:
+    """Buffers end anywhere: within a block with input left, or with output left; hex digits did that to zstd."""
+    dense = Random(3).randbytes(12 << 20)
+    mixed = b"".join(dense[i : i + 50_000] + bytes(70_000) for i in range(0, 4 << 20, 50_000))
+    contents = [dense, dense.hex().encode(), mixed]
+    given = [Item(b"%d" % i, "file", data=data, size=len(data)) for i, data in enumerate(contents)]
+    for some in ([given[0]], [given[1]], [given[2]], given):
+        layer = write(some, tmp_path, compression=compression, level=3)
+        out = tmp_path / layer.path.name[:8]
+        extract([as_blob(layer)], out)
+        assert all((out / os.fsdecode(i.path)).read_bytes() == i.data for i in some)
 
 
 def test_other_readers_agree(tmp_path: Path) -> None:
