@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from kajiya.sdk import job as job
     from kajiya.sdk import jobs as jobs
     from kajiya.sdk import submit as submit
+    from kajiya.sdk_snapshots import capture as capture
+    from kajiya.sdk_snapshots import diff as diff
+    from kajiya.sdk_snapshots import restore as restore
+    from kajiya.sdk_snapshots import snapshots as snapshots
 
 # Loaded on first use: a job's process imports `kajiya` and must not pay for an HTTP client it never calls.
 _LAZY = {
@@ -25,9 +29,27 @@ _LAZY = {
     "job": "kajiya.sdk",
     "jobs": "kajiya.sdk",
     "capacity": "kajiya.sdk",
+    "capture": "kajiya.sdk_snapshots",
+    "diff": "kajiya.sdk_snapshots",
+    "restore": "kajiya.sdk_snapshots",
+    "snapshots": "kajiya.sdk_snapshots",
 }
 
-__all__ = ["Client", "Job", "JobFailed", "KajiyaError", "__version__", "capacity", "job", "jobs", "submit"]
+__all__ = [
+    "Client",
+    "Job",
+    "JobFailed",
+    "KajiyaError",
+    "__version__",
+    "capacity",
+    "capture",
+    "diff",
+    "job",
+    "jobs",
+    "restore",
+    "snapshots",
+    "submit",
+]
 
 
 def __getattr__(name: str) -> Any:

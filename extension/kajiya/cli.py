@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kajiya import __version__, cli_jobs
+from kajiya import __version__, cli_jobs, cli_snapshots
 from kajiya.cli_jobs import Json, client
 from kajiya.cli_out import FAILED, INTERRUPTED, USAGE, document, handled, line, note, say, table
 
@@ -58,6 +58,7 @@ def _app(
 
 
 cli_jobs.register(app)
+cli_snapshots.register(app)
 
 
 @app.command("profiles", help=say("cli.help.profiles"))

@@ -19,6 +19,7 @@ import httpx
 from pydantic import ValidationError
 
 from kajiya import credentials
+from kajiya.client_snapshots import SnapshotCalls
 from kajiya.connection import Connection, Event, M
 from kajiya.errors import DownloadDamaged, FileExists, InvalidRequest, JobEnded, JobNotFound
 from kajiya.messages import preferred_language
@@ -28,7 +29,7 @@ from kajiya.upload import Upload
 FOLLOW_PATIENCE = 300.0
 
 
-class Client:
+class Client(SnapshotCalls):
     """Talks to one service as one user. Close it, or use it in a `with` statement.
 
     Address and token come from the arguments, else KAJIYA_API_URL and KAJIYA_TOKEN (or the server's

@@ -87,6 +87,14 @@ class AttemptNotFound(NotFound):
     code = "attempt.not_found"
 
 
+class SnapshotNotFound(NotFound):
+    code = "snapshot.not_found"
+
+
+class BlobNotFound(NotFound):
+    code = "blob.not_found"
+
+
 # --- what you sent can't be used
 class InvalidInput(KajiyaError):
     """What was sent can't be used as it is."""
@@ -184,6 +192,12 @@ class FilesChanged(InvalidInput):
     code = "files.changed"
 
 
+class LayerInvalid(InvalidInput):
+    """A blob or a layer is not what was said of it; parameter: problem."""
+
+    code = "snapshot.layer_invalid"
+
+
 # --- it can't be done now
 class Conflict(KajiyaError):
     """It clashes with how things stand."""
@@ -211,6 +225,20 @@ class FileExists(Conflict):
     """Something of that name lies where a download would go."""
 
     code = "files.exists"
+
+
+class SnapshotNameTaken(Conflict):
+    code = "snapshot.name_taken"
+
+
+class SnapshotNeeded(Conflict):
+    """Something needs the snapshot; parameters: snapshot, needed_by."""
+
+    code = "snapshot.needed"
+
+
+class EnvironmentExists(Conflict):
+    code = "environment.exists"
 
 
 class DataDirInUse(Conflict):
@@ -326,6 +354,12 @@ class EnvironmentNameReserved(SetupError):
     """Names that mean something else in an image; parameter: paths."""
 
     code, status = "environment.name_reserved", 422
+
+
+class InterpreterMissing(SetupError):
+    """The interpreter that a snapshot needs is not on this machine; parameters: snapshot, python, path."""
+
+    code, status = "environment.interpreter_missing", 422
 
 
 class DiskFull(SetupError):

@@ -31,3 +31,10 @@ def account(name: str) -> str:
 def safe_environment_name(name: str) -> bool:
     """Whether a name may name an environment: it becomes a folder."""
     return len(name) <= 63 and re.fullmatch(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?", name) is not None
+
+
+def safe_snapshot_name(name: str) -> bool:
+    """Whether a name may name a snapshot: 1 to 63 printable characters that can't be taken for a path or a digest."""
+    if not 1 <= len(name) <= 63 or not name.isprintable() or name != name.strip() or "/" in name:
+        return False
+    return not name.startswith((".", "-", "sha256:"))

@@ -288,6 +288,63 @@ class Job(Wire):
     seq: int = Field(default=0, description="Grows with every change of any job; the id of its event in the stream.")
 
 
+# --- snapshots
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class SnapshotLayer(Wire):
+    """A layer of a snapshot's image."""
+
+    digest: Digest = Field(description="Of the compressed bytes: the name of its blob.")
+    diff_id: Digest = Field(description="Of the tar that it unpacks to.")
+    size: int = Field(ge=0, description="Compressed bytes.")
+    media_type: Literal["application/vnd.oci.image.layer.v1.tar+zstd", "application/vnd.oci.image.layer.v1.tar+gzip"]
+
+
+class Package(Wire):
+    """An installed distribution."""
+
+    name: str = Field(max_length=200)
+    version: str = Field(max_length=200)
+
+
+class SnapshotCreate(Wire):
+    """An environment that was captured; its layers and its state were sent as blobs before."""
+
+    name: str | None = Field(default=None, max_length=63, description="A name for it; none is needed.")
+    environment: str = Field(default="default", max_length=64, description="The environment that was captured.")
+    base: Digest | None = Field(default=None, description="The snapshot that the layers are put on.")
+    layers: list[SnapshotLayer] = Field(max_length=8, description="What is new, the lowest first.")
+    content: Digest = Field(description="Of all that the environment holds: the same for the same environment.")
+    state: Digest = Field(description="The blob that lists what the environment holds, for the next capture.")
+    interpreter: list[Annotated[str, Field(pattern=r"^/[^\x00]*/python[0-9.]*$", max_length=4096)]] = Field(
+        default_factory=list[str], max_length=8, description="The interpreter outside the environment that it needs."
+    )
+    python: str = Field(default="", max_length=64, description="The interpreter's version.")
+    packages: list[Package] = Field(default_factory=list[Package], max_length=20_000)
+    note: str = Field(default="", max_length=2000)
+
+
+class Snapshot(Wire):
+    """A captured environment, which never changes: an OCI image, named by the digest of its manifest."""
+
+    digest: Digest
+    owner: str
+    names: list[str] = Field(default_factory=list[str])
+    environment: str
+    base: Digest | None = Field(default=None, description="The snapshot that it was put on.")
+    layers: list[SnapshotLayer] = Field(description="All of them, the lowest first.")
+    content: Digest
+    state: Digest
+    interpreter: list[str] = Field(default_factory=list[str])
+    python: str = ""
+    packages: list[Package] = Field(default_factory=list[Package])
+    size: int = Field(description="Compressed bytes of all layers.")
+    added: int = Field(description="Compressed bytes of the layers that its base does not have.")
+    note: str = ""
+    created_at: datetime
+
+
 T = TypeVar("T")
 
 

@@ -23,6 +23,7 @@ from kajiya_hub.auth import AttemptTokens, Authenticators, HubAuthenticator, Ser
 from kajiya_hub.metrics import Metrics
 from kajiya_hub.reconcile import Reconciler, Site
 from kajiya_hub.settings import Settings
+from kajiya_hub.snapshots import SnapshotImages
 from kajiya_hub.store.files import JobFiles
 from kajiya_hub.store.store import Store
 from kajiya_hub.this_machine import Kernels, Machine, Profiles
@@ -50,6 +51,7 @@ class Service:
         self.began = time.time()
         self.store = Store(f"sqlite:///{data.service_db}")
         self.files = JobFiles(data.jobs)
+        self.snapshots = SnapshotImages(data.snapshots, self.store, settings.environment_base.made_from)
         self.machine = Machine(data.machine)
         self.profiles = Profiles(data.profiles, self.machine)
         self.profiles()  # a wrong file is told now, not at the first submit
@@ -95,6 +97,7 @@ class Service:
             prefix=settings.service_prefix,
             scrape_token=settings.scrape_token,
             metrics=self.metrics,
+            snapshots=self.snapshots,
             startup=[self._start],
             shutdown=[self._end],
         )
@@ -107,6 +110,7 @@ class Service:
         age = time.time() - self.began + 1
         try:
             await asyncio.to_thread(self.files.sweep, self.store.known, age)
+            await asyncio.to_thread(self.snapshots.sweep)
         except Exception:
             log.exception("what the last run left could not be swept up")
 

@@ -89,6 +89,11 @@ class DataDir:
         return self.service / "jobs"
 
     @property
+    def snapshots(self) -> Path:
+        """The image layout of all snapshots."""
+        return self.root / "snapshots"
+
+    @property
     def mlflow(self) -> Path:
         return self.root / "mlflow"
 

@@ -24,6 +24,7 @@ from kajiya.types import Amount, Capacity, Ending, GiB, Job, Progress, Status, W
 from kajiya_hub.api.deps import Deps, Limits
 from kajiya_hub.app import create_app
 from kajiya_hub.auth import AttemptTokens, Identity, token_hash
+from kajiya_hub.snapshots import SnapshotImages
 from kajiya_hub.store.files import JobFiles
 from kajiya_hub.store.rows import AttemptEnd, Final, Requeue
 from kajiya_hub.store.store import Store
@@ -196,6 +197,7 @@ def make(root: Path, limits: Limits | None = None, **kwargs: Any) -> tuple[Deps,
     given: dict[str, Any] = {
         "store": store,
         "files": JobFiles(root / "jobs"),
+        "snapshots": SnapshotImages(root / "snapshots", store),
         "authenticator": tokens,
         "profiles": lambda: PROFILES,
         "capacity": capacity,

@@ -38,6 +38,11 @@ class Base:
     packages: tuple[str, ...] = PACKAGES
     python: str = field(default_factory=lambda: interpreter())
 
+    def made_from(self, lock_digest: str) -> Path | None:
+        """The environment made from the lock of this digest (sha256 in hex), or None where there is none."""
+        place = _environment(self.folder, lock_digest)
+        return place if (place / "bin" / "python").exists() else None
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -86,7 +91,7 @@ def prepare(base: Base, progress: Progress = silent) -> Prepared:
     with mutex(base.folder / ".mutex"):
         path = wheel.build(base.folder)
         lock, lock_digest = _lock(base, path, progress)
-        environment = base.folder / f"env-{lock_digest[:16]}"
+        environment = _environment(base.folder, lock_digest)
         if not (environment / "bin" / "python").exists():
             _make(base, lock, environment, progress)
         requires = _sha256("\n".join(_requires()).encode())
@@ -154,6 +159,10 @@ def _make(base: Base, lock: Path, environment: Path, progress: Progress) -> None
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+def _environment(folder: Path, lock_digest: str) -> Path:
+    return folder / f"env-{lock_digest[:16]}"
 
 
 def _sha256(data: bytes) -> str:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.responses import JSONResponse, Response
 
 from kajiya import __version__
-from kajiya_hub.api import capacity, errors, events, health, jobs, metrics, profiles, results, whoami
+from kajiya_hub.api import blobs, capacity, errors, events, health, jobs, metrics, profiles, results, snapshots, whoami
 from kajiya_hub.api.deps import Deps
 from kajiya_hub.api.limits import Counters, Rate
 from kajiya_hub.api.middleware import Around
@@ -53,7 +53,7 @@ def create_app(deps: Deps) -> FastAPI:
 
     api = APIRouter(prefix="/api")
     # Events before jobs, results last: a result's path takes all that follows.
-    for noun in (whoami, capacity, profiles, jobs, events, results):
+    for noun in (whoami, capacity, profiles, jobs, events, snapshots, blobs, results):
         api.include_router(noun.router)
 
     @api.get("/openapi.json", include_in_schema=False)

@@ -15,6 +15,7 @@ from kajiya.types import Capacity, Ending, MiB, Retries
 from kajiya_hub.api.limits import Counters, Rate
 from kajiya_hub.auth import Authenticator, Identity, token_from
 from kajiya_hub.metrics import Metrics
+from kajiya_hub.snapshots import SnapshotImages
 from kajiya_hub.store.files import JobFiles
 from kajiya_hub.store.store import Store
 
@@ -60,8 +61,15 @@ class Deps:
     prefix: str = "/services/kajiya"
     scrape_token: str | None = None
     metrics: Metrics = field(default_factory=Metrics)
+    snapshots: SnapshotImages | None = None
     startup: Sequence[Callable[[], Awaitable[Any]]] = ()
     shutdown: Sequence[Callable[[], Awaitable[Any]]] = ()
+
+    @property
+    def images(self) -> SnapshotImages:
+        """The images of snapshots; not to be asked for where none were given."""
+        assert self.snapshots is not None
+        return self.snapshots
 
 
 def deps_of(request: Request) -> Deps:

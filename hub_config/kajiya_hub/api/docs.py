@@ -43,13 +43,14 @@ curl -H "Authorization: token $TOKEN" -H "Idempotency-Key: nightly-7" $URL/servi
   -F 'spec={"notebook": "train.ipynb", "parameters": {"C": 10}};type=application/json' -F notebook=@train.ipynb
 ```
 """
-ORDER = ("who", "profiles", "jobs", "events", "results", "operation")
+ORDER = ("who", "profiles", "jobs", "events", "results", "snapshots", "operation")
 TITLES = {
     "who": "Who am I",
     "profiles": "Profiles and capacity",
     "jobs": "Jobs",
     "events": "Event streams",
     "results": "What a job leaves",
+    "snapshots": "Snapshots of environments",
     "operation": "Operation",
 }
 Json = dict[str, Any]
@@ -121,6 +122,8 @@ def _operation(path: str, method: str, operation: Json, schemas: Json) -> str:
 def _body(schema: Json, schemas: Json) -> str:
     if "$ref" in schema:
         return _type(schema, schemas)
+    if "properties" not in schema:
+        return "the bytes."
     rows = []
     for name, part in schema["properties"].items():
         kind = _type(part["allOf"][0], schemas) if "allOf" in part else "files" if part["type"] == "array" else "file"

@@ -145,7 +145,7 @@ async def again(
     id: JobId, request: Request, who: Who, deps: Given, counters: AtOnce, idempotency_key: Key = None
 ) -> Response:
     who.person("submit")
-    changes = read_changes(await _small_body(request, deps.limits.spec_bytes))
+    changes = read_changes(await small_body(request, deps.limits.spec_bytes))
     with counters.one("submit", who.name):
         acceptor = Acceptor(deps, who.identity)
         loop = asyncio.get_running_loop()
@@ -184,7 +184,8 @@ def read_changes(data: bytes) -> JobAgain:
         raise InvalidRequest(field="body", problem="json") from e
 
 
-async def _small_body(request: Request, limit: int) -> bytes:
+async def small_body(request: Request, limit: int) -> bytes:
+    """A whole body. Raises `InvalidRequest` where it is longer than the limit in bytes."""
     out = bytearray()
     async for chunk in request.stream():
         out += chunk

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from kajiya import __version__
 from kajiya.errors import KajiyaError, leaves
 from kajiya.messages import message
-from kajiya.types import ErrorBody, JobAgain, JobSubmit
+from kajiya.types import ErrorBody, JobAgain, JobSubmit, SnapshotCreate
 
 MEANINGS = {
     401: "The token is missing, unknown or revoked.",
@@ -157,7 +157,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
     )
     schemas = made["components"]["schemas"]
-    for model in (JobSubmit, JobAgain):
+    for model in (JobSubmit, JobAgain, SnapshotCreate):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -70,7 +70,7 @@ def executed_notebook(deps: Deps, job: Job, attempt: int) -> bytes:
 async def submitted(id: JobId, who: Who, deps: Given, owner: Owner = None) -> Response:
     job = await asyncio.to_thread(deps.store.job, id, who.reads(id, owner))
     file = await asyncio.to_thread(_input, deps, job)
-    return _download(file, NOTEBOOK_TYPE, _file_name(job), job.notebook_sha256)
+    return download(file, NOTEBOOK_TYPE, _file_name(job), job.notebook_sha256)
 
 
 @router.get(
@@ -173,7 +173,7 @@ async def result(
         raise ResultNotFound(job=id, path=printable(path))
     file = await asyncio.to_thread(deps.files.open_result, id, found.attempt, path)
     # Never its own type: a browser must not run what a notebook wrote.
-    return _download(file, "application/octet-stream", path.rsplit("/", 1)[-1], found.sha256)
+    return download(file, "application/octet-stream", path.rsplit("/", 1)[-1], found.sha256)
 
 
 def _latest(job: Job) -> dict[str, Result]:
@@ -227,7 +227,8 @@ class _Download(StreamingResponse):
             self._close()
 
 
-def _download(file: BinaryIO, media_type: str, name: str, sha256: str) -> Response:
+def download(file: BinaryIO, media_type: str, name: str, sha256: str) -> Response:
+    """The answer that is a file to be saved; closes it whatever happens."""
     size = file.seek(0, 2)
     file.seek(0)
     headers = attachment(name) | {"Content-Length": str(size), "ETag": json.dumps(sha256)}

@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
 )
 
-HEAD = "0001"
+HEAD = "0002"
 """The last migration, here so that an up to date store opens without importing Alembic."""
 
 metadata = MetaData(
@@ -126,4 +126,59 @@ counters = Table(
     metadata,
     Column("name", String(32), primary_key=True),
     Column("value", BigInteger, nullable=False),
+)
+
+# One row an owner: two owners of the same environment have the same image, each by a row of their own. The owner "" is
+# this Kajiya itself, whose snapshots are what everybody's environments begin with.
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("digest", String(71), nullable=False),
+    Column("environment", String(64), nullable=False),
+    Column("base", String(71)),
+    Column("layers", JSON, nullable=False),
+    Column("content", String(71), nullable=False),
+    Column("state", String(71), nullable=False),
+    Column("interpreter", JSON, nullable=False),
+    Column("python", String(64), nullable=False),
+    Column("packages", JSON, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("added", BigInteger, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Index(None, "owner", "digest", unique=True),
+    Index(None, "owner", "content", unique=True),
+    Index(None, "owner", "id"),
+    Index(None, "digest"),
+    Index(None, "owner", "base"),
+)
+
+snapshot_names = Table(
+    "snapshot_names",
+    metadata,
+    Column("owner", String(255), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("snapshot", String(16), ForeignKey("snapshots.id", ondelete="CASCADE"), nullable=False),
+    Index(None, "snapshot"),
+)
+
+# What an owner's snapshots are made of, and what an owner has sent: nobody reads or uses a blob by its digest alone.
+snapshot_blobs = Table(
+    "snapshot_blobs",
+    metadata,
+    Column("snapshot", String(16), ForeignKey("snapshots.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", String(71), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Index(None, "owner", "digest"),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("owner", String(255), primary_key=True),
+    Column("digest", String(71), primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("sent_at", Float(53), nullable=False),
 )
