@@ -16,6 +16,7 @@ from kajiya import notebook as notebooks
 from kajiya.errors import NotebookInvalid, UnknownProfile
 from kajiya.runner.assemble import assemble
 from kajiya.runner.events import decode, encode
+from kajiya_hub.api import tail
 from kajiya_hub.api.tail import lines_of
 from kajiya_hub.config import private
 from kajiya_hub.proxy.headers import tell_about_client
@@ -118,6 +119,24 @@ def test_an_event_nested_too_deeply_is_none_and_shallow_ones_pass() -> None:
     wide = head + b"[" + b",".join([b"{}"] * 1000) + b"]}"
     event = decode(wide)
     assert event is not None and decode(encode(event)) == event
+
+
+def test_an_event_of_too_many_parts_is_none_and_brackets_in_text_are_no_parts() -> None:
+    head = b'{"t":1,"type":"output","cell":0,"output":{"output_type":"display_data","data":{"application/json":['
+    assert decode(head + b"[]," * 600_000 + b"[]]}}}") is None
+    text = encode({"type": "output", "cell": 0, "output": {"output_type": "stream", "text": '[{"\\' * 400_000}})
+    assert decode(text) is not None
+
+
+def test_an_executed_notebook_holds_no_more_parts_than_the_service_can_bear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "ASSEMBLE_CONTAINERS", 1000)
+    shown = encode({"type": "output", "cell": 0, "output": {"data": {"application/json": [[]] * 300}}})
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(shown * 10 + encode({"type": "cell_end", "cell": 0, "status": "ok"}))
+    with path.open("rb") as file:
+        assert [event["type"] for event in tail.all_events(file)] == ["output"] * 3 + ["cell_end"]
 
 
 def test_a_place_far_beyond_the_log_is_its_end() -> None:

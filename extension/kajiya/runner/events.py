@@ -35,6 +35,9 @@ FILE = "events.jsonl"
 _LONGEST_SOURCE = 200
 # Whoever runs in the job's folder can write a line here; one that is nested deeper could not be sent on.
 _DEEPEST = 200
+# A list or object costs Python some 30 times the bytes it takes in JSON, so their number is bounded before parsing.
+_MOST_CONTAINERS = 500_000
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
@@ -61,7 +64,9 @@ def _plain(value: Any) -> Any:
 
 
 def decode(line: bytes) -> Event | None:
-    """The event of one line, or None where the line is torn or no event."""
+    """The event of one line, or None where the line is torn, no event, or too much to be read safely."""
+    if containers(line) > _MOST_CONTAINERS:
+        return None
     try:
         event: Any = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -72,6 +77,15 @@ def decode(line: bytes) -> Event | None:
     if isinstance(event, dict) and isinstance(cast(Event, event).get("type"), str) and not _deeper(line, event):
         return cast(Event, event)
     return None
+
+
+def containers(line: bytes) -> int:
+    """How many lists and objects a line of JSON holds at most; exact where that could be many."""
+    found = line.count(b"[") + line.count(b"{")
+    if found <= 10_000:
+        return found
+    bare = _TEXT.sub(b"", line)
+    return bare.count(b"[") + bare.count(b"{")
 
 
 def _deeper(line: bytes, event: Any) -> bool:

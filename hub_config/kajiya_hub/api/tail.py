@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from kajiya.errors import AttemptNotFound, InvalidPath
-from kajiya.runner.events import FILE, Event, decode
+from kajiya.runner.events import FILE, Event, containers, decode
 from kajiya_hub.store.files import JobFiles
 
 CHUNK = 256 * 1024
 LINE_BYTES = 32 * 1024**2
-ASSEMBLE_BYTES = 1024**3
+# Some twice what a runner writes at most; a job's own code may write more there than any runner.
+ASSEMBLE_BYTES = 512 * 1024**2
+ASSEMBLE_CONTAINERS = 2_000_000
+KEPT = ("output", "update_display", "widget_state")
 LOG = "log.txt"
 
 
@@ -21,6 +24,7 @@ class Line:
 
     event: Event
     offset: int
+    containers: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def read_events(files: JobFiles, job: str, attempt: int, offset: int) -> Lines:
 def lines_of(file: BinaryIO, offset: int) -> Lines:
     """See `read_events`. A line longer than 32 MiB is passed over, and so is what is no event."""
     # A place that a client made up: file systems refuse to go there.
-    if offset > os.fstat(file.fileno()).st_size:
+    if offset > file.seek(0, os.SEEK_END):
         return Lines([], offset, False)
     file.seek(offset)
     data = file.read(CHUNK)
@@ -73,7 +77,7 @@ def lines_of(file: BinaryIO, offset: int) -> Lines:
         at += len(line) + 1
         event = decode(line)
         if event is not None:
-            out.append(Line(event, at))
+            out.append(Line(event, at, containers(line)))
     return Lines(out, offset + end, full)
 
 
@@ -88,11 +92,15 @@ def _after_newline(file: BinaryIO, offset: int) -> int:
 
 
 def all_events(file: BinaryIO) -> Iterator[Event]:
-    """All events of a log, up to 1 GiB of it, a chunk at a time."""
-    at = 0
+    """All events of a log, up to 512 MiB of it, a chunk at a time; of what it shows, at most 2 million parts."""
+    at = held = 0
     while at < ASSEMBLE_BYTES:
         read = lines_of(file, at)
         for line in read.lines:
+            if line.event["type"] in KEPT:
+                held += line.containers
+                if held > ASSEMBLE_CONTAINERS:
+                    continue
             yield line.event
         if read.offset == at:
             return
