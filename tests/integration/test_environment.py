@@ -205,6 +205,19 @@ def test_without_packages_it_says_so_in_one_sentence(tmp_path: Path) -> None:
     assert list(nowhere.folder.glob(".new-env-*")) == []
 
 
+def test_uv_follows_the_index_that_pip_was_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/of-pip")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    source = tmp_path / "requirements.in"
+    source.write_text("six\n")
+    for variables, place in (({}, "of-pip"), ({"UV_DEFAULT_INDEX": "http://127.0.0.1:9/of-site"}, "of-site")):
+        with pytest.raises(PackagesUnavailable) as e:
+            uv.run(["pip", "compile", str(source), "--python", sys.executable], cache=None, variables=variables,
+                   cwd=tmp_path)  # fmt: skip
+        assert place in e.value.sentence("en")
+
+
 def test_a_full_disk_is_named_and_nothing_stays(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Homes(tmp_path / "homes").ensure("full")
 

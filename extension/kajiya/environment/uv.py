@@ -48,6 +48,8 @@ def run(arguments: Sequence[str], *, cache: Path | None, variables: Mapping[str,
     if any(Path(place).exists() for place in _AUTHORITIES):
         # As pip does; uv alone would trust only what is built into it. The second name is that of older releases.
         env = {"UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1"} | env
+    if "PIP_INDEX_URL" in env:  # uv reads nothing that is said to pip, and who said it meant all fetching
+        env = {"UV_DEFAULT_INDEX": env["PIP_INDEX_URL"]} | env
     env |= {"NO_COLOR": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"} | dict(variables)
     argv = [find(), *arguments, *(["--no-cache"] if cache is None else ["--cache-dir", str(cache)])]
     try:
