@@ -140,8 +140,9 @@ def test_a_job_survives_browser_server_and_service(
     until(lambda: show(outside, job)["status"] == "running", 90, "the job to run")
     mika.stop_server()
     mika.page.close()
+    stack.kill("hub")
     stack.kill("service")
-    stack.wait_ready("service")
+    stack.wait_ready("service", "hub")
     assert "succeeded" in outside(f"kajiya wait {job}")
     found = show(outside, job)
     assert found["status"] == "succeeded" and len(found["attempts"]) == 1
