@@ -110,6 +110,9 @@ async def test_capture_change_diff_and_restore(api: Service, home: Home, cache: 
     assert capture.codes == ["capture.looking", "capture.unchanged"]
 
     install(home.environment(), cache, wheel(tmp_path, "second", "2.0", BIG))
+    own = "x = '/opt/kajiya/env/bin'  # for a reason of its own\n"
+    (home.environment() / "share").mkdir(exist_ok=True)
+    (home.environment() / "share/own.py").write_text(own)
     install(home.environment(), cache, wheel(tmp_path, "first", "1.1", BIG))
     second = await capture("学習")
     assert second.new and second.snapshot.base == first.snapshot.digest
@@ -126,6 +129,7 @@ async def test_capture_change_diff_and_restore(api: Service, home: Home, cache: 
         await asyncio.to_thread(restore.restore, capture.client, snapshot, elsewhere, name)
     assert says(elsewhere, "one", "first-say") == "1.0"
     assert says(elsewhere, "two", "first-say") == "1.1"
+    assert (elsewhere.environment("two") / "share/own.py").read_text() == own
     assert says(elsewhere, "two", "python", "-c", "import second; print(second.VERSION)") == "2.0"
     assert not list(elsewhere.environment("two").glob("lib/python*/site-packages/first-1.0*")), "whited out"
     spec = json.loads((elsewhere.jupyter_path / "kernels/two/kernel.json").read_text("utf-8"))

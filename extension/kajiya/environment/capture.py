@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from kajiya.environment import Progress, delta, fingerprint, silent
+from kajiya.environment import state as states
 from kajiya.environment.base import mutex
 from kajiya.environment.delta import Delta, Kept
 from kajiya.environment.fingerprint import Fingerprint
@@ -34,7 +34,6 @@ LONGEST_CHAIN = 32
 """Layers; a snapshot that would have more is put on the base again, because each layer costs a restore time."""
 
 _TRIES = 3
-_LARGEST_STATE = 256 << 20
 
 
 class Service(Protocol):
@@ -95,11 +94,11 @@ def look(
     """
     present = before if taken and before is not None else fingerprint.take(root, before)
     planned = delta.plan(present, base)
-    plain = delta.dump(planned.state)
+    plain = states.dump(planned.state, planned.moved)
     return Look(
         present,
         planned,
-        zlib.compress(plain, 6),
+        states.pack(plain),
         f"sha256:{sha256(plain).hexdigest()}",
         _python(root),
         packages_of(root),
@@ -238,10 +237,8 @@ def _base(service: Service, root: Path, progress: Progress) -> Snapshot | None:
 def _state(service: Service, snapshot: Snapshot) -> dict[str, Kept] | None:
     """What a snapshot holds; None where that can't be known, so that the next layer holds everything."""
     try:
-        unpacker = zlib.decompressobj()
-        data = unpacker.decompress(service.blob(snapshot.state, _LARGEST_STATE), _LARGEST_STATE)
-        return delta.load(data) if unpacker.eof else None
-    except (NotFound, ValueError, zlib.error):
+        return states.unpack(service.blob(snapshot.state, states.LARGEST)).entries
+    except (NotFound, ValueError):
         return None
 
 

@@ -52,6 +52,9 @@ class Delta:
     size: int
     """Bytes of content."""
 
+    moved: tuple[str, ...] = ()
+    """All files, added now or before, whose content in the image is another than here."""
+
     @property
     def empty(self) -> bool:
         """Whether the base is the present environment already."""
@@ -87,6 +90,7 @@ def plan(present: Fingerprint, base: Mapping[str, Kept] | None = None, *, prefix
         tuple(sorted({*present.left_out, *outside})),
         tuple(sorted(links)),
         sum(item.size for item in items),
+        tuple(sorted(contents)),
     )
 
 

@@ -9,12 +9,14 @@ import os
 import posixpath
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kajiya.environment import Progress, silent
+from kajiya.environment import state as states
 from kajiya.environment.base import mutex
 from kajiya.environment.capture import shown
 from kajiya.environment.delta import PREFIX
@@ -28,13 +30,12 @@ from kajiya.oci.extract import Blob, extract
 from kajiya.sizes import show_size
 from kajiya.types import Reason, Snapshot
 
-_CHUNK = 1 << 20
-
 
 class Service(Protocol):
     """What of the client is needed here."""
 
     def fetch_blob(self, digest: str, to: Path) -> Path: ...
+    def blob(self, digest: str, most: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -100,37 +101,52 @@ def _unpack(service: Service, snapshot: Snapshot, folder: Path, target: Path, pr
     extract(blobs, folder / "env", inside=os.fsencode(PREFIX.strip("/")), links=links)
     for blob in blobs:
         blob.path.unlink()
-    move(folder / "env", PREFIX, target)
+    try:
+        held = states.unpack(service.blob(snapshot.state, states.LARGEST))
+    except ValueError as e:
+        raise DownloadDamaged(path=snapshot.state) from e
+    move(folder / "env", PREFIX, target, held.moved)
 
 
-def move(root: Path, old: str, new: Path) -> None:
-    """Puts the files at `root`, which are as they must be at `old`, right for `new`. Raises `OSError`."""
-    needle = os.fsencode(old)
-    there = os.fsencode(new)
+def move(root: Path, old: str, new: Path, moved_files: Iterable[str]) -> None:
+    """Puts the files at `root`, which are as they must be at `old`, right for `new`. Raises `OSError`.
+
+    `moved_files` are those that have the path inside, by path below `root`; a link shows by itself where it leads.
+    """
+    needle, there = os.fsencode(old), os.fsencode(new)
+    top = os.fspath(root)
     changed: dict[str, bytes] = {}
     records: list[str] = []
-    for place, folders, names in os.walk(os.fspath(root)):
-        for entry in [*folders, *names]:
-            path = f"{place}/{entry}"
-            inner = posixpath.relpath(path, os.fspath(root))
-            if os.path.islink(path):  # noqa: PTH114 - names of any encoding
-                _relink(path, old, os.fspath(new))
-            elif entry in names:
-                if inner.endswith(".dist-info/RECORD"):
-                    records.append(inner)
-                if _holds(path, needle):
-                    data = moved(_read(path), [needle], there)
-                    if data is not None:
-                        changed[inner] = data
-    basenames = [os.fsencode(posixpath.basename(p)) for p in changed]
+    for inner in moved_files:
+        # The list is a blob like any other: it names files of this very environment, or nothing.
+        if not _plain_file(top, inner):
+            continue
+        data = _read(f"{top}/{inner}")
+        if inner.endswith(".dist-info/RECORD"):
+            records.append(inner)
+        if (mended := moved(data, [needle], there)) is not None and mended != data:
+            changed[inner] = mended
     for inner in records:
-        data = changed.get(inner) or _read(f"{root}/{inner}")
-        if any(name in data for name in basenames):
-            mended = recorded(data, posixpath.dirname(posixpath.dirname(inner)), changed)
-            if mended != data:
-                changed[inner] = mended
+        data = changed.get(inner) or _read(f"{top}/{inner}")
+        changed[inner] = recorded(data, posixpath.dirname(posixpath.dirname(inner)), changed)
     for inner, data in changed.items():
-        _write(f"{root}/{inner}", data)
+        _write(f"{top}/{inner}", data)
+    for place, folders, names in os.walk(top):
+        for entry in [*folders, *names]:
+            if os.path.islink(f"{place}/{entry}"):  # noqa: PTH114 - names of any encoding
+                _relink(f"{place}/{entry}", old, os.fspath(new))
+
+
+def _plain_file(top: str, inner: str) -> bool:
+    parts = inner.split("/")
+    if not inner or ".." in parts or "" in parts or "\0" in inner:
+        return False
+    place = top
+    for part in parts:
+        place = f"{place}/{part}"
+        if os.path.islink(place):  # noqa: PTH114
+            return False
+    return os.path.isfile(place) and os.path.getsize(place) <= LARGEST_TEXT  # noqa: PTH113, PTH202
 
 
 def _relink(path: str, old: str, new: str) -> None:
@@ -138,18 +154,6 @@ def _relink(path: str, old: str, new: str) -> None:
     if target == old or target.startswith(old + "/"):
         os.unlink(path)  # noqa: PTH108
         os.symlink(new + target[len(old) :], path)  # noqa: PTH211
-
-
-def _holds(path: str, needle: bytes) -> bool:
-    tail = b""
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - names of any encoding
-        if os.fstat(file.fileno()).st_size > LARGEST_TEXT:
-            return False
-        while data := file.read(_CHUNK):
-            if needle in tail + data:
-                return True
-            tail = data[-len(needle) :]
-    return False
 
 
 def _read(path: str) -> bytes:
