@@ -22,6 +22,7 @@ from kajiya import errors
 from kajiya.client import Client
 from kajiya.environment import capture as captures
 from kajiya.environment import clone, diff, restore
+from kajiya.environment import state as states
 from kajiya.machine.homes import Home
 from kajiya.types import Environment, Reason, Resources
 from kajiya_hub.oci.layout import Layout
@@ -228,6 +229,11 @@ async def test_what_needs_a_snapshot_keeps_it(api: Service, home: Home, cache: P
     assert set(Layout(tmp_path / "service/snapshots").tags()) == {
         f"{kind}-{first.base[7:]}" for kind in ("snapshot", "state") if first.base
     }
+    layout = Layout(tmp_path / "service/snapshots")
+    swept = layout.sweep(grace=0)
+    assert {first.layers[-1].digest, second.layers[-1].digest, first.state} <= set(swept.removed)
+    assert layout.verify() == [] and layout.has(first.layers[0].digest)
+    assert (await capture("again")).new, "it is made again, on the base that is there"
 
 
 async def test_blobs_are_what_they_should_be_or_nothing(api: Service, tmp_path: Path) -> None:
@@ -329,3 +335,36 @@ async def test_a_change_while_it_is_captured_is_captured_whole(
     other = Home("hanako", home.path / "other")
     await asyncio.to_thread(restore.restore, client(api), done.snapshot, other, "x")
     assert "# changed" in (other.environment("x") / "bin/first-say").read_text()
+
+
+async def test_other_tools_unpack_exactly_what_was_captured(
+    api: Service, home: Home, cache: Path, tmp_path: Path
+) -> None:
+    for tool in ("skopeo", "umoci"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed here (Debian: apt-get install skopeo umoci)")
+    capture = Captures(api, home)
+    await capture("one")
+    install(home.environment(), cache, wheel(tmp_path, "first", "1.2", BIG))
+    taken = (await capture("two")).snapshot
+    tag, copy = f"snapshot-{taken.digest[7:]}", f"oci:{tmp_path}/copy:x"
+    source = f"oci:{tmp_path}/service/snapshots:{tag}"
+    # The umoci of Debian reads gzip only; skopeo, which reads zstd, makes it that.
+    gzip = ["--dest-compress", "--dest-compress-format", "gzip"]
+    for argv in (
+        ["skopeo", "copy", "--quiet", "--insecure-policy", *gzip, source, copy],
+        ["umoci", "unpack", "--rootless", "--image", f"{tmp_path}/copy:x", f"{tmp_path}/bundle"],
+    ):
+        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    root = tmp_path / "bundle/rootfs/opt/kajiya/env"
+    held = states.unpack(await asyncio.to_thread(client(api).blob, taken.state, states.LARGEST)).entries
+    assert {str(p.relative_to(root)) for p in root.rglob("*")} == set(held)
+    for path, kept in held.items():
+        place = root / path
+        if kept.kind == "l":
+            assert os.fspath(place.readlink()) == kept.target
+        elif kept.kind == "f":
+            assert hashlib.sha256(place.read_bytes()).hexdigest() == kept.digest, path
+            assert place.stat().st_mode & 0o7777 == kept.mode, path
+    assert "first-1.2.dist-info" in {p.name for p in root.glob("lib/python*/site-packages/*")}
