@@ -22,9 +22,11 @@ class SnapshotCalls:
 
     _line: Connection
 
-    def snapshots(self, text: str = "", limit: int = 50, cursor: str | None = None) -> Page[Snapshot]:
-        """Your snapshots, the newest first, without their packages."""
-        params = {"q": text, "limit": limit, "cursor": cursor}
+    def snapshots(
+        self, text: str = "", limit: int = 50, cursor: str | None = None, content: str | None = None
+    ) -> Page[Snapshot]:
+        """Your snapshots, the newest first, without their packages; with `content`, only that of the environment."""
+        params = {"q": text, "limit": limit, "cursor": cursor, "content": content}
         return self._line.get(Page[Snapshot], "api/snapshots", {k: v for k, v in params.items() if v not in (None, "")})
 
     def snapshot(self, ref: str) -> Snapshot:

@@ -57,6 +57,12 @@ def install(place: Path, cache: Path, path: Path) -> None:
     uv.run([*arguments, "--python", python, str(path)], cache=cache, variables={}, cwd=place)
 
 
+def uninstall(place: Path, name: str) -> None:
+    """Takes a package away."""
+    arguments = ["pip", "uninstall", "--quiet", "--python", str(place / "bin/python"), name]
+    uv.run(arguments, cache=None, variables={}, cwd=place)
+
+
 def mark(environment: Path) -> None:
     """Notes that the environment was made from the base with the lock `LOCK`."""
     (environment / "kajiya-base.json").write_text(json.dumps({"base": LOCK, "python": "3"}))

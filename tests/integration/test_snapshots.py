@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from helpers import environments
-from helpers.environments import install, says, venv, wheel
+from helpers.environments import install, says, uninstall, venv, wheel
 from helpers.service import PREFIX, Service, served
 from kajiya import errors
 from kajiya.client import Client
@@ -109,6 +109,15 @@ async def test_capture_change_diff_and_restore(api: Service, home: Home, cache: 
     again = await capture()
     assert (again.new, again.snapshot.digest) == (False, first.snapshot.digest)
     assert capture.codes == ["capture.looking", "capture.unchanged"]
+
+    # There and back again: known, so that no layer is written.
+    install(home.environment(), cache, wheel(tmp_path, "third", "3.0"))
+    assert (await capture("between")).new
+    uninstall(home.environment(), "third")
+    back = await capture("again")
+    assert (back.new, back.snapshot.digest) == (False, first.snapshot.digest)
+    assert back.snapshot.names == ["again", "base-1"] and back.snapshot.packages
+    assert "capture.writing" not in capture.codes
 
     install(home.environment(), cache, wheel(tmp_path, "second", "2.0", BIG))
     own = "x = '/opt/kajiya/env/bin'  # for a reason of its own\n"

@@ -39,7 +39,9 @@ _TRIES = 3
 class Service(Protocol):
     """What of the client is needed here."""
 
-    def snapshots(self, text: str = "", limit: int = 50, cursor: str | None = None) -> Page[Snapshot]: ...
+    def snapshots(
+        self, text: str = "", limit: int = 50, cursor: str | None = None, content: str | None = None
+    ) -> Page[Snapshot]: ...
     def snapshot(self, ref: str) -> Snapshot: ...
     def base_snapshot(self, lock: str) -> Snapshot: ...
     def create_snapshot(self, wanted: SnapshotCreate) -> tuple[Snapshot, bool]: ...
@@ -187,6 +189,14 @@ def _capture(
         last = _base(service, root, progress)
     state = None if last is None else _state(service, last)
     seen = look(root, present, state, taken=True)
+    if same := service.snapshots(content=seen.content).items:
+        # As it was once before, or as a restored one: nothing is to be written or sent.
+        _replace(note_file, json.dumps({"snapshot": same[0].digest, "fingerprint": present.digest}).encode())
+        known = same[0]
+        if name is not None and name not in known.names:
+            known = service.create_snapshot(_again(known, name))[0]
+        progress(Reason(code="capture.unchanged", params={"snapshot": shown(known)}))
+        return Captured(service.snapshot(known.digest), False, seen.delta.left_out)
     base = last if state is not None else None
     sent: list[SnapshotLayer] = []
     if base is None or not seen.delta.empty:

@@ -36,11 +36,12 @@ async def listed(
     who: Who,
     deps: Given,
     q: Annotated[str, Query(max_length=200, description="Text in name, digest or environment.")] = "",
+    content: Annotated[str | None, Query(max_length=100, description="Only the one of this very environment.")] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="How many on a page.")] = 50,
     cursor: Annotated[str | None, Query(max_length=1000, description="`next` of the page before.")] = None,
 ) -> Response:
     who.person("list")
-    page = await asyncio.to_thread(deps.store.snapshots, who.name, q, limit, cursor)
+    page = await asyncio.to_thread(deps.store.snapshots, who.name, q, limit, cursor, content)
     return Response(_PAGE.dump_json(page), 200, None, JSON)
 
 

@@ -34,7 +34,9 @@ class Snapshots(Shared):
             row = c.execute(query).mappings().first()
             return None if row is None else self._snapshots(c, [row])[0]
 
-    def snapshots(self, owner: str, text: str = "", limit: int = 50, cursor: str | None = None) -> Page[Snapshot]:
+    def snapshots(
+        self, owner: str, text: str = "", limit: int = 50, cursor: str | None = None, content: str | None = None
+    ) -> Page[Snapshot]:
         """An owner's snapshots, the newest first, without their packages. Raises `InvalidRequest`."""
         text = text.strip()[:200].replace("\0", "")
         where = [snapshots.c.owner == owner]
@@ -44,7 +46,9 @@ class Snapshots(Shared):
                 column.contains(text, autoescape=True) for column in (snapshots.c.digest, snapshots.c.environment)
             ]
             where.append(or_(snapshots.c.id.in_(named), *in_row))
-        filters = {"snapshots": owner, "t": text}
+        if content is not None:
+            where.append(snapshots.c.content == content)
+        filters = {"snapshots": owner, "t": text, "c": content}
         start = [] if cursor is None else [snapshots.c.id < cursors.read(cursor, filters)]
         query = select(snapshots).where(*where, *start).order_by(snapshots.c.id.desc()).limit(limit + 1)
         with self._database.read() as c:
