@@ -196,6 +196,4 @@ def _tag(kind: str, digest: str) -> str:
 
 
 def _refused(error: OciError) -> LayerInvalid:
-    from kajiya.messages import message
-
-    return LayerInvalid(problem=message(error.code, error.params, "en").rstrip("."), cause=error.code)
+    return LayerInvalid(problem=error.code, cause=error.code, details=error.params)

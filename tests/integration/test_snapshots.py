@@ -275,6 +275,10 @@ async def test_blobs_are_what_they_should_be_or_nothing(api: Service, tmp_path: 
     layer = {"digest": right, "diff_id": zeros, "size": 5, "media_type": kind}
     response = await api.post("snapshots", json={"layers": [layer], "content": zeros, "state": right})
     assert (response.status_code, response.json()["error"]["code"]) == (422, "snapshot.layer_invalid")
+    wanted = {"layers": [layer], "content": zeros, "state": right}
+    response = await api.post("snapshots", json=wanted, headers={"Accept-Language": "ja"})
+    message = response.json()["error"]["message"]
+    assert "oci." not in message and "The layer" not in message and "レイヤー" in message
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "sha256:" + "0" * 64, "a\nb", "x" * 64])

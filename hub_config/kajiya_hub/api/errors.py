@@ -22,7 +22,7 @@ from kajiya.errors import (
     NotFound,
     TooManyRequests,
 )
-from kajiya.messages import in_words, message, preferred_language
+from kajiya.messages import in_words, message, preferred_language, sentences
 from kajiya_hub.logs import request_id
 
 log = logging.getLogger("kajiya_hub.api")
@@ -30,7 +30,13 @@ log = logging.getLogger("kajiya_hub.api")
 
 def phrased(params: Mapping[str, Any], language: str) -> dict[str, Any]:
     """Parameters with the names of phrases put into the reader's words, and nothing larger than a reader needs."""
-    return {name: _short(in_words(name, value, language)) for name, value in params.items()}
+    out = {name: _short(in_words(name, value, language)) for name, value in params.items()}
+    problem = params.get("problem")
+    if isinstance(problem, str) and problem.startswith("oci.") and problem in sentences("en"):
+        # What is wrong with a layer has a sentence of its own, which stands within ours.
+        out["problem"] = _short(message(problem, params.get("details"), language).rstrip(".。"))
+        out.pop("details", None)
+    return out
 
 
 def _short(value: Any) -> Any:
