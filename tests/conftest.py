@@ -10,6 +10,15 @@ from helpers.stack import Stack
 from kajiya.environment.base import Base
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # These wait on real processes, browsers and clocks of a machine that others may be using: a first failure is shown
+    # as a rerun in the summary, and only a second one fails. Pure and contract tests have no such excuse.
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here / "integration") or item.path.is_relative_to(here / "browser"):
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
+
+
 @pytest.fixture(scope="session")
 def shared(pytestconfig: pytest.Config) -> Path:
     """A folder that lasts from one run of the tests to the next, for what is slow to fetch."""
