@@ -1,6 +1,8 @@
 """The example notebooks: clean as they are shipped, and doing what they say."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -8,8 +10,10 @@ import pytest
 
 from helpers.attempts import run
 from helpers.notebooks import attempt_folder
+from helpers.stack import Stack
 from kajiya import notebook as notebooks
 from kajiya import parameters
+from kajiya.environment import make
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 EXAMPLES = sorted(FOLDER.glob("*.ipynb"))
@@ -67,3 +71,26 @@ def test_train_digits_logs_to_mlflow(tmp_path: Path) -> None:
     assert [r.data.params["folds"] for r in runs] == ["2"]
     assert runs[0].info.status == "FINISHED"
     assert runs[0].data.metrics["accuracy"] > 0.98
+
+
+@pytest.mark.stack
+@pytest.mark.timeout(400)
+def test_the_tour_works_as_it_stands(stack: Stack) -> None:
+    name = f"tourist-{os.urandom(3).hex()}"
+    stack.invite(name).close()
+    token = stack.token(name)
+    stack.wait_ready("service")
+    home = stack.settings.homes.ensure(name)
+    make.ensure(home, stack.settings.environment_base)
+    env = home.variables() | {"KAJIYA_API_URL": stack.settings.service_url, "KAJIYA_TOKEN": token, "LANG": "C.UTF-8"}
+    program = (
+        "import nbclient, nbformat; book = nbformat.read('welcome.ipynb', 4);"
+        "nbclient.NotebookClient(book, kernel_name='python3', timeout=240).execute(); nbformat.write(book, 'seen.ipynb')"
+    )
+    argv = [str(home.python()), "-c", program]
+    done = subprocess.run(argv, cwd=home.path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    cells = [c for c in json.loads((home.path / "seen.ipynb").read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+    said = json.dumps([c["outputs"] for c in cells])
+    assert "succeeded" in said and "results/metrics.json" in said
+    assert "ParameterType" in said or "must be" in said

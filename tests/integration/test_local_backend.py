@@ -170,7 +170,7 @@ def test_the_folder_of_an_attempt(place: Path) -> None:
     assert log.startswith("1,2\n")
     seen = dict(line.split("=", 1) for line in log.splitlines()[1:])
     assert seen["KAJIYA_API_URL"] == "http://svc"
-    assert seen["KAJIYA_RESULTS_DIR"] == f"{spec.directory}/work/results"
+    assert seen["KAJIYA_RESULTS_DIR"] == str(spec.directory / "work" / "results")
     assert Path(seen["KAJIYA_CHECKPOINT_DIR"]).is_dir() and seen["KAJIYA_CHECKPOINT_DIR"] == str(spec.checkpoint)
     assert Path(seen["KAJIYA_TOKEN_FILE"]).read_text() == seen["MLFLOW_TRACKING_TOKEN"] == "secret-token"
     assert stat.S_IMODE(Path(seen["KAJIYA_TOKEN_FILE"]).stat().st_mode) == 0o600
