@@ -85,7 +85,8 @@ def test_the_tour_works_as_it_stands(stack: Stack) -> None:
     env = home.variables() | {"KAJIYA_API_URL": stack.settings.service_url, "KAJIYA_TOKEN": token, "LANG": "C.UTF-8"}
     program = (
         "import nbclient, nbformat; book = nbformat.read('welcome.ipynb', 4);"
-        "nbclient.NotebookClient(book, kernel_name='python3', timeout=240).execute(); nbformat.write(book, 'seen.ipynb')"
+        "nbclient.NotebookClient(book, kernel_name='python3', timeout=240).execute();"
+        "nbformat.write(book, 'seen.ipynb')"
     )
     argv = [str(home.python()), "-c", program]
     done = subprocess.run(argv, cwd=home.path, env=env, capture_output=True, text=True, timeout=300)
