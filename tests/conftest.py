@@ -12,11 +12,13 @@ from kajiya.environment.base import Base
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # These wait on real processes, browsers and clocks of a machine that others may be using: a first failure is shown
-    # as a rerun in the summary, and only a second one fails. Pure and contract tests have no such excuse.
+    # as a rerun in the summary, and only a second one fails (in a browser, a third). Pure and contract tests have no such excuse.
     here = Path(__file__).parent
     for item in items:
-        if item.path.is_relative_to(here / "integration") or item.path.is_relative_to(here / "browser"):
+        if item.path.is_relative_to(here / "integration"):
             item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
+        elif item.path.is_relative_to(here / "browser"):
+            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=2))
 
 
 @pytest.fixture(scope="session")

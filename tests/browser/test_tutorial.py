@@ -108,12 +108,13 @@ def test_plain_mlflow_code_in_the_job_is_attributed_to_its_user(mika: Person, st
     assert params["C"] in {"10", "10.0"} and {m["key"] for m in found[0]["data"]["metrics"]} >= {"accuracy"}
     mika.go("services/mlflow/")
     expect(mika.page.get_by_text(re.compile("Experiments")).first).to_be_visible(timeout=60_000)
-    mika.page.go_back()
 
 
 def test_submit_from_a_terminal(mika: Person, stack: Stack) -> None:
     home = stack.settings.homes.of("mika").path
     line = tutorial("terminal")[0]
+    mika.go("user/mika/lab")
+    mika.wait_for_lab()
     mika.terminal()
     for _ in range(20):  # what is typed before the shell is there, or while JupyterLab takes the focus, is lost
         mika.page.locator(".jp-Terminal:visible .xterm-screen").last.click()

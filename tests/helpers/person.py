@@ -122,4 +122,4 @@ class Person:
         """Opens a terminal from a new launcher."""
         self.page.get_by_role("button", name=re.compile("New Launcher")).first.click()
         self.page.locator('.jp-LauncherCard[data-category="Other"]:visible', has_text="Terminal").first.click()
-        expect(self.page.locator(".jp-Terminal .xterm-screen").first).to_be_visible(timeout=30_000)
+        expect(self.page.locator(".jp-Terminal:visible .xterm-screen").last).to_be_visible(timeout=30_000)
