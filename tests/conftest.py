@@ -12,7 +12,7 @@ from kajiya.environment.base import Base
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # These wait on real processes, browsers and clocks of a machine that others may be using: a first failure is shown
-    # as a rerun in the summary, and only a second one fails (in a browser, a third). Pure and contract tests have no such excuse.
+    # as a rerun in the summary, and only a second one fails (in a browser, a third). No other test has this excuse.
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here / "integration"):
